@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. Both set up .venv when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BACKBONE ?= resnet18
+WEIGHTS ?=
+
+.PHONY: demo test lint setup constraints clean
+
+demo: $(READY)
+	$(BIN)/python -m patchstore.demo --backbone "$(BACKBONE)" --weights "$(WEIGHTS)"
+
+test: $(READY) lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
+	@touch $@
+
+# Every transitive version, from an environment in which the tests passed.
+constraints: $(READY)
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+
+clean:
+	rm -rf $(VENV) demo build

@@ -1,0 +1,124 @@
+"""Connections: one engine a process, and the one place where driver errors get a meaning."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from pgvector.psycopg import register_vector
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
+
+from .errors import ConfigurationError, InvalidQuestion, NotFound, SchemaError, TransientStoreError
+
+logger = logging.getLogger(__name__)
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+TRANSIENT_STATES = frozenset({"57P01", "57P02", "57P03", "40001", "40P01", "55P03", "53300"})
+CONNECTION_CLASS = "08"
+MISSING_SCHEMA_STATES = frozenset({"3F000", "42P01", "42883", "42703"})
+
+
+def parse_url(url: str) -> URL:
+    """The SQLAlchemy URL of a Postgres URL, with the psycopg driver.
+
+    Raises:
+        ConfigurationError: if it is not a Postgres URL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "PATCHSTORE_DATABASE_URL is not a URL; expected postgresql://user:password@host/database"
+        ) from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            f"PATCHSTORE_DATABASE_URL names {parsed.drivername!r}; "
+            "expected postgresql://user:password@host/database"
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def make_engine(url: URL, *, vectors: bool = True) -> Engine:
+    """An engine whose connections bind and return numpy vectors.
+
+    Args:
+        url: as `parse_url` gives it.
+        vectors: register pgvector's types; off only where the extension may not exist yet.
+    """
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        pool_size=8,
+        connect_args={"connect_timeout": 10, "application_name": "patchstore"},
+    )
+    if vectors:
+        event.listen(engine, "connect", _register_vector)
+    return engine
+
+
+def _register_vector(connection: "psycopg.Connection[object]", _record: object) -> None:
+    try:
+        register_vector(connection)
+    except psycopg.ProgrammingError:
+        raise SchemaError(
+            "the database has no pgvector extension; run: patchstore db upgrade"
+        ) from None
+
+
+def driver_connection(connection: Connection) -> "psycopg.Connection[tuple[object, ...]]":
+    """The psycopg connection below, for COPY and binary cursors."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, psycopg.Connection)
+    return raw
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turns driver errors into this room's, `from` the original.
+
+    Raises:
+        TransientStoreError: the same transaction may succeed in a moment.
+        SchemaError: a table, column or function is missing.
+        NotFound, InvalidQuestion: raised by our SQL functions (P0002, 22023).
+        ConfigurationError: anything else that the database refuses, in one line.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        raise translate(error.orig or error) from error
+    except psycopg.Error as error:
+        raise translate(error) from error
+
+
+def translate(error: BaseException) -> Exception:
+    """The error of this room that a driver error means."""
+    state = getattr(error, "sqlstate", None)
+    line = first_line(error)
+    if is_transient(error):
+        return TransientStoreError(line)
+    if state in MISSING_SCHEMA_STATES:
+        return SchemaError(f"{line}; run: patchstore db upgrade")
+    if state == "P0002":
+        return NotFound(line)
+    if state == "22023":
+        return InvalidQuestion(line)
+    return ConfigurationError(f"the database refused: {line}")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same transaction may succeed when tried again."""
+    state = getattr(error, "sqlstate", None)
+    if state is not None:
+        return state in TRANSIENT_STATES or str(state).startswith(CONNECTION_CLASS)
+    # psycopg reports a refused or lost connection without an SQLSTATE.
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | InterfaceError)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the server's message, without context and position."""
+    diagnostic = getattr(error, "diag", None)
+    primary = getattr(diagnostic, "message_primary", None)
+    text = primary or str(error) or type(error).__name__
+    return str(text).strip().splitlines()[0]

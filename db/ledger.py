@@ -1,0 +1,242 @@
+"""The work ledger: who computes which image, and what has become of it.
+
+A lease gives an image to one run for a while; its fence number makes a late writer harmless: the
+final write checks that the fence is still its own. A run holds a session-level advisory lock as
+long as it lives, so the leases of a killed run are free as soon as Postgres sees its connection
+close. The term of a lease only matters where that lock cannot be seen (a pooler in between).
+"""
+
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from .engine import store_errors
+from .specs import StoredSpec
+
+RUN_LOCK_CLASS = 0x70617463  # the first key of the advisory locks of live runs
+
+LIVE_RUNS = f"""
+    SELECT objid::bigint::int FROM pg_locks
+     WHERE locktype = 'advisory' AND classid = {RUN_LOCK_CLASS} AND objsubid = 2 AND granted
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to compute one image, until the fence moves on."""
+
+    spec_id: int
+    image_id: int
+    fence: int
+    uri: str
+    sha256: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class LeaseLimits:
+    """How much one batch may hold: images, and the decoded pixels of all of them."""
+
+    images: int
+    pixels: int
+    term_s: float
+
+
+def start_run(engine: Engine, source_id: int, spec: StoredSpec) -> int:
+    """Records a run that begins; marks earlier runs that died as crashed."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE patchstore.ingest_run SET state = 'crashed', finished_at = now() "
+                f"WHERE state = 'running' AND id NOT IN ({LIVE_RUNS}) "  # noqa: S608
+                "AND started_at < now() - interval '1 minute'"
+            )
+        )
+        run = connection.execute(
+            text(
+                "INSERT INTO patchstore.ingest_run (source_id, spec_id, host) "
+                "VALUES (:source, :spec, :host) RETURNING id"
+            ),
+            {"source": source_id, "spec": spec.id, "host": socket.gethostname()},
+        )
+        return int(run.scalar_one())
+
+
+def finish_run(engine: Engine, run_id: int, state: str, summary: str | None) -> None:
+    """Records how a run ended; `summary` is JSON."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE patchstore.ingest_run SET state = :state, finished_at = clock_timestamp(), "
+                "summary = CAST(:summary AS jsonb) WHERE id = :run"
+            ),
+            {"state": state, "summary": summary, "run": run_id},
+        )
+
+
+def show_alive(connection: Connection, run_id: int) -> None:
+    """Takes the run's advisory lock; it is held until this connection closes."""
+    connection.execute(
+        text("SELECT pg_advisory_lock(:class, :run)"), {"class": RUN_LOCK_CLASS, "run": run_id}
+    )
+    connection.commit()
+
+
+def renew_leases(connection: Connection, run_id: int, term_s: float) -> None:
+    """Gives every lease of the run a new term."""
+    connection.execute(
+        text(
+            "UPDATE patchstore.extraction SET leased_until = clock_timestamp() + "
+            "make_interval(secs => :term) WHERE run_id = :run AND state = 'leased'"
+        ),
+        {"term": term_s, "run": run_id},
+    )
+    connection.commit()
+
+
+def reclaim(engine: Engine, spec: StoredSpec, max_attempts: int) -> int:
+    """Frees the leases of dead runs and those whose term is over; returns how many.
+
+    An image that has been leased `max_attempts` times without an outcome fails with that reason:
+    it probably kills its worker.
+    """
+    with store_errors(), engine.begin() as connection:
+        freed = connection.execute(
+            text(
+                "UPDATE patchstore.extraction SET "  # noqa: S608
+                "  state = CASE WHEN attempts >= :cap THEN 'failed' ELSE 'pending' END, "
+                "  error = CASE WHEN attempts >= :cap THEN format("
+                "    'gave up after %s attempts that ended without an outcome', attempts) END, "
+                "  leased_until = NULL, run_id = NULL, updated_at = now() "
+                "WHERE (spec_id, image_id) IN ("
+                "  SELECT spec_id, image_id FROM patchstore.extraction"
+                "   WHERE spec_id = :spec AND state = 'leased' AND (leased_until < clock_timestamp()"
+                f"        OR run_id IS NULL OR run_id NOT IN ({LIVE_RUNS}))"
+                "   ORDER BY image_id FOR UPDATE SKIP LOCKED)"
+            ),
+            {"spec": spec.id, "cap": max_attempts},
+        )
+        return freed.rowcount
+
+
+def lease_batch(
+    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, limits: LeaseLimits
+) -> list[Lease]:
+    """Leases pending images of a source, least attempted first; empty when nothing is left.
+
+    A run gets an image at most once: what it could not finish waits for the next run.
+    """
+    with store_errors(), engine.begin() as connection:
+        rows = connection.execute(
+            text(
+                "WITH candidate AS ("
+                "  SELECT e.image_id, e.attempts FROM patchstore.extraction e"
+                "   WHERE e.spec_id = :spec AND e.state = 'pending'"
+                "     AND e.run_id IS DISTINCT FROM :run"
+                "     AND EXISTS (SELECT FROM patchstore.image_location l"
+                "                  WHERE l.image_id = e.image_id AND l.source_id = :source"
+                "                    AND l.vanished_at IS NULL)"
+                "   ORDER BY e.attempts, e.image_id LIMIT :images FOR UPDATE SKIP LOCKED), "
+                "chosen AS ("
+                "  SELECT c.image_id, sum(coalesce(i.width::bigint * i.height, 0)) OVER w AS pixels,"
+                "         row_number() OVER w AS rank"
+                "    FROM candidate c JOIN patchstore.image i ON i.id = c.image_id"
+                "  WINDOW w AS (ORDER BY c.attempts, c.image_id)) "
+                "UPDATE patchstore.extraction e SET state = 'leased', run_id = :run,"
+                "       fence = nextval('patchstore.fence_seq'), attempts = attempts + 1,"
+                "       leased_until = clock_timestamp() + make_interval(secs => :term),"
+                "       updated_at = now() "
+                "  FROM chosen c JOIN patchstore.image i ON i.id = c.image_id "
+                " WHERE e.spec_id = :spec AND e.image_id = c.image_id"
+                "   AND (c.rank = 1 OR c.pixels <= :pixels) "
+                "RETURNING e.spec_id, e.image_id, e.fence, i.sha256, i.size_bytes,"
+                "  (SELECT l.uri FROM patchstore.image_location l WHERE l.image_id = e.image_id"
+                "      AND l.source_id = :source AND l.vanished_at IS NULL"
+                "    ORDER BY l.id LIMIT 1) AS uri"
+            ),
+            {
+                "spec": spec.id,
+                "source": source_id,
+                "run": run_id,
+                "images": limits.images,
+                "pixels": limits.pixels,
+                "term": limits.term_s,
+            },
+        )
+        return [
+            Lease(r.spec_id, r.image_id, r.fence, r.uri, bytes(r.sha256), r.size_bytes)
+            for r in rows
+        ]
+
+
+def fail_image(engine: Engine, lease: Lease, reason: str) -> bool:
+    """Records a permanent failure with its reason; False if the lease was lost meanwhile.
+
+    A file whose new content fails shows its old content no longer.
+    """
+    with store_errors(), engine.begin() as connection:
+        failed = connection.execute(
+            text(
+                "UPDATE patchstore.extraction SET state = 'failed', error = :reason, "
+                "  leased_until = NULL, updated_at = now() "
+                "WHERE spec_id = :spec AND image_id = :image AND fence = :fence "
+                "  AND state = 'leased'"
+            ),
+            {**_key(lease), "reason": reason},
+        )
+        if failed.rowcount:
+            refresh_visibility(connection, lease.image_id)
+        return bool(failed.rowcount)
+
+
+def release_image(engine: Engine, lease: Lease) -> None:
+    """Gives an image back as pending, for the next run; nothing if the lease was lost."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE patchstore.extraction SET state = 'pending', leased_until = NULL, "
+                "  updated_at = now() "
+                "WHERE spec_id = :spec AND image_id = :image AND fence = :fence "
+                "  AND state = 'leased'"
+            ),
+            _key(lease),
+        )
+
+
+def retry_failed(engine: Engine, spec_name: str | None, root: str | None) -> int:
+    """Makes failed images pending again, and unreadable files due for another look."""
+    with store_errors(), engine.begin() as connection:
+        retried = connection.execute(
+            text(
+                "UPDATE patchstore.extraction e SET state = 'pending', error = NULL, "
+                "  attempts = 0, run_id = NULL, updated_at = now() "
+                "FROM patchstore.feature_spec s WHERE s.id = e.spec_id AND e.state = 'failed' "
+                "  AND (CAST(:spec AS text) IS NULL OR s.name = :spec) "
+                "  AND (CAST(:root AS text) IS NULL OR EXISTS ("
+                "    SELECT FROM patchstore.image_location l JOIN patchstore.source o"
+                "        ON o.id = l.source_id"
+                "     WHERE l.image_id = e.image_id AND o.root = :root))"
+            ),
+            {"spec": spec_name, "root": root},
+        )
+        return retried.rowcount
+
+
+def refresh_visibility(connection: Connection, image_id: int) -> None:
+    """Recomputes what searches show of an image and of those that it replaces."""
+    connection.execute(
+        text(
+            "SELECT patchstore.refresh_visibility(array("
+            "  SELECT CAST(:image AS bigint) UNION "
+            "  SELECT previous_image_id FROM patchstore.image_location"
+            "   WHERE image_id = :image AND previous_image_id IS NOT NULL))"
+        ),
+        {"image": image_id},
+    )
+
+
+def _key(lease: Lease) -> dict[str, Any]:
+    return {"spec": lease.spec_id, "image": lease.image_id, "fence": lease.fence}

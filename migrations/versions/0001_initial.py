@@ -1,0 +1,80 @@
+"""The first schema: tables, search functions, views, the reader's role.
+
+Written as SQL files beside this one: they are what a database administrator reads.
+
+Revision ID: 0001
+Revises:
+Create Date: 2026-11-24
+"""
+
+from pathlib import Path
+
+from alembic import op
+
+from db.engine import driver_connection
+
+revision: str = "0001"
+down_revision: str | None = None
+branch_labels: str | None = None
+depends_on: str | None = None
+
+HERE = Path(__file__).parent
+
+FIND_EXTENSION = """
+SELECT set_config('search_path', format('pg_catalog, %I', n.nspname), true)
+  FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
+"""
+
+PIN_SEARCH_PATH = """
+DO $$
+DECLARE
+    f regprocedure;
+    extension_schema text := (
+        SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+         WHERE e.extname = 'vector');
+BEGIN
+    -- pgvector's operators must be found whatever the caller's search_path is.
+    FOR f IN SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'patchstore'::regnamespace
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp',
+                       f, extension_schema);
+    END LOOP;
+END $$
+"""
+
+
+def upgrade() -> None:
+    """Creates everything in the schema `patchstore`."""
+    # Whole scripts through the driver: colons and percent signs are no parameters here.
+    driver = driver_connection(op.get_bind())
+    driver.execute(FIND_EXTENSION)
+    for name in ("0001_tables.sql", "0001_functions.sql"):
+        driver.execute((HERE / name).read_bytes())
+    driver.execute(PIN_SEARCH_PATH)
+
+
+def downgrade() -> None:
+    """Drops everything in the schema, partitions with their vectors included.
+
+    The schema itself stays, for it holds Alembic's own table, and so does the role, which other
+    databases of the cluster may use.
+    """
+    op.execute("DROP VIEW patchstore.patches, patchstore.images, patchstore.specs")
+    op.execute(
+        """
+        DO $$
+        DECLARE f regprocedure;
+        BEGIN
+            FOR f IN SELECT p.oid::regprocedure FROM pg_proc p
+                      WHERE p.pronamespace = 'patchstore'::regnamespace
+            LOOP EXECUTE format('DROP FUNCTION %s CASCADE', f); END LOOP;
+        END $$
+        """
+    )
+    op.execute("DROP TYPE patchstore.hit")
+    op.execute(
+        "DROP TABLE patchstore.patch_feature, patchstore.extraction, patchstore.precision_check, "
+        "patchstore.ingest_run, patchstore.image_location, patchstore.source, patchstore.image, "
+        "patchstore.feature_spec"
+    )
+    op.execute("DROP SEQUENCE IF EXISTS patchstore.fence_seq, patchstore.patch_feature_id_seq")
