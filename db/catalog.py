@@ -1,0 +1,286 @@
+"""What was seen where: locations, their content, and what a scan changes about them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from .engine import store_errors
+from .specs import StoredSpec
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """What the store knows of a URI from earlier scans."""
+
+    mark: str
+    readable: bool
+    vanished: bool
+
+
+@dataclass(frozen=True)
+class SeenFile:
+    """A file whose content was read in this scan: its SHA-256, or why it could not be read."""
+
+    uri: str
+    size_bytes: int
+    mark: str
+    sha256: bytes | None
+    width: int | None = None
+    height: int | None = None
+    error: str | None = None
+
+
+@dataclass
+class ScanCounts:
+    """How the files of a source compare with the last scan. `found` is the sum of the next four."""
+
+    found: int = 0
+    new: int = 0
+    changed: int = 0
+    moved: int = 0
+    unchanged: int = 0
+    vanished: int = 0
+
+
+def open_source(engine: Engine, root: str) -> int:
+    """The id of the source at `root`, registered if it is new."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO patchstore.source (root) VALUES (:root) ON CONFLICT DO NOTHING"),
+            {"root": root},
+        )
+        found = connection.execute(
+            text("SELECT id FROM patchstore.source WHERE root = :root"), {"root": root}
+        )
+        return int(found.scalar_one())
+
+
+def start_scan(engine: Engine) -> datetime:
+    """The database's time: locations last seen before it have vanished when the scan is over."""
+    with store_errors(), engine.connect() as connection:
+        started: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        return started
+
+
+def known_files(engine: Engine, source_id: int, uris: Sequence[str]) -> dict[str, KnownFile]:
+    """What is known of these URIs."""
+    with store_errors(), engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT uri, mark, error IS NULL AS readable, vanished_at IS NOT NULL AS vanished "
+                "FROM patchstore.image_location WHERE source_id = :source AND uri = ANY (:uris)"
+            ),
+            {"source": source_id, "uris": list(uris)},
+        )
+        return {r.uri: KnownFile(r.mark, r.readable, r.vanished) for r in rows}
+
+
+def touch_unchanged(engine: Engine, source_id: int, uris: Sequence[str]) -> None:
+    """Records that these were seen again as they were."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE patchstore.image_location SET last_seen = clock_timestamp() "
+                "WHERE source_id = :source AND uri = ANY (:uris)"
+            ),
+            {"source": source_id, "uris": list(uris)},
+        )
+
+
+def record_files(
+    engine: Engine,
+    source_id: int,
+    spec: StoredSpec,
+    files: Sequence[SeenFile],
+    started: datetime,
+) -> ScanCounts:
+    """Records files whose content was read, in one transaction; returns how they compare.
+
+    `started` is when the scan did, from `start_scan`: a content that was known before is `moved`
+    (renamed or copied), one that two files of this scan share is `new` for both.
+    A new content under a known URI keeps the old one as `previous`, so that searches go on showing
+    it until the new one is done.
+    """
+    files = sorted(files, key=lambda file: file.uri)  # one order of locks for all scans
+    with store_errors(), engine.begin() as connection:
+        _insert_images(connection, files)
+        rows = connection.execute(text(_RECORD), _arrays(source_id, started, files)).all()
+        affected = sorted({i for r in rows for i in (r.image_id, r.old_image_id) if i is not None})
+        connection.execute(
+            text(
+                "INSERT INTO patchstore.extraction (spec_id, image_id) "
+                "SELECT :spec, unnest(CAST(:images AS bigint[])) ON CONFLICT DO NOTHING"
+            ),
+            {"spec": spec.id, "images": sorted({r.image_id for r in rows if r.image_id})},
+        )
+        connection.execute(
+            text("SELECT patchstore.refresh_visibility(:images)"), {"images": affected}
+        )
+        counts = ScanCounts(found=len(rows))
+        for row in rows:
+            setattr(counts, row.change, getattr(counts, row.change) + 1)
+        return counts
+
+
+def finish_scan(
+    engine: Engine, source_id: int, spec: StoredSpec, started: datetime, *, complete: bool
+) -> int:
+    """Queues what this spec lacks and marks what was not seen; returns how many vanished.
+
+    A renamed file is no vanished one: its content lives on under a URI that is new in this scan.
+
+    Args:
+        engine: the store.
+        source_id: whose locations.
+        spec: which gets an extraction for every live image.
+        started: from `start_scan`.
+        complete: False where some folder could not be listed; then nothing is marked.
+    """
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO patchstore.extraction (spec_id, image_id) "
+                "SELECT DISTINCT CAST(:spec AS integer), l.image_id"
+                "  FROM patchstore.image_location l"
+                " WHERE l.source_id = :source AND l.vanished_at IS NULL AND l.image_id IS NOT NULL"
+                "   AND NOT EXISTS (SELECT FROM patchstore.extraction e"
+                "                    WHERE e.spec_id = :spec AND e.image_id = l.image_id) "
+                "ORDER BY 2 ON CONFLICT DO NOTHING"
+            ),
+            {"spec": spec.id, "source": source_id},
+        )
+        if not complete:
+            return 0
+        return _mark_vanished(connection, source_id, started)
+
+
+def prune(engine: Engine) -> dict[str, int]:
+    """Deletes vanished locations, then images that no location shows, with all their vectors.
+
+    Idempotent. Images that are leased right now stay for the next time.
+    """
+    with store_errors(), engine.begin() as connection:
+        locations = connection.execute(
+            text("DELETE FROM patchstore.image_location WHERE vanished_at IS NOT NULL")
+        ).rowcount
+        orphans = (
+            connection.execute(
+                text(
+                    "SELECT i.id FROM patchstore.image i"
+                    " WHERE NOT EXISTS (SELECT FROM patchstore.image_location l"
+                    "                    WHERE i.id IN (l.image_id, l.previous_image_id))"
+                    "   AND NOT EXISTS (SELECT FROM patchstore.extraction e"
+                    "                    WHERE e.image_id = i.id AND e.state = 'leased') "
+                    "ORDER BY i.id FOR UPDATE"
+                )
+            )
+            .scalars()
+            .all()
+        )
+        deleted = {"locations": locations}
+        for name, statement in _PRUNE.items():
+            rows = connection.execute(text(statement), {"images": list(orphans)})
+            deleted[name] = rows.rowcount
+        return deleted
+
+
+def _insert_images(connection: Connection, files: Sequence[SeenFile]) -> None:
+    contents = {f.sha256: f for f in files if f.sha256 is not None}
+    connection.execute(
+        text(
+            "INSERT INTO patchstore.image (sha256, size_bytes, width, height) "
+            "SELECT * FROM unnest(CAST(:sha256 AS bytea[]), CAST(:size AS bigint[]),"
+            "                     CAST(:width AS integer[]), CAST(:height AS integer[])) "
+            "ORDER BY 1 ON CONFLICT DO NOTHING"
+        ),
+        {
+            "sha256": list(contents),
+            "size": [f.size_bytes for f in contents.values()],
+            "width": [f.width for f in contents.values()],
+            "height": [f.height for f in contents.values()],
+        },
+    )
+
+
+def _arrays(source_id: int, started: datetime, files: Sequence[SeenFile]) -> dict[str, Any]:
+    return {
+        "source": source_id,
+        "started": started,
+        "files": json.dumps(
+            [
+                {
+                    "uri": f.uri,
+                    "size": f.size_bytes,
+                    "mark": f.mark,
+                    "sha256": None if f.sha256 is None else f.sha256.hex(),
+                    "error": f.error,
+                }
+                for f in files
+            ]
+        ),
+    }
+
+
+def _mark_vanished(connection: Connection, source_id: int, started: datetime) -> int:
+    rows = connection.execute(text(_VANISH), {"source": source_id, "started": started}).all()
+    affected = sorted({i for r in rows for i in (r.image_id, r.previous_image_id) if i is not None})
+    connection.execute(text("SELECT patchstore.refresh_visibility(:images)"), {"images": affected})
+    return sum(not r.moved for r in rows)
+
+
+# A content counts as known (moved) where some location had it before this scan. All parts of one
+# statement see the same snapshot: `old` is what was there before the upsert.
+_RECORD = """
+WITH file AS MATERIALIZED (
+    SELECT f.uri, f.size, f.mark, f.error, i.id AS image_id
+      FROM jsonb_to_recordset(CAST(:files AS jsonb))
+           AS f(uri text, size bigint, mark text, sha256 text, error text)
+      LEFT JOIN patchstore.image i ON i.sha256 = decode(f.sha256, 'hex')
+     ORDER BY f.uri),
+old AS MATERIALIZED (
+    SELECT l.uri, l.image_id, l.previous_image_id, l.vanished_at,
+           EXISTS (SELECT FROM patchstore.extraction e
+                    WHERE e.image_id = l.image_id AND e.state = 'done') AS shown
+      FROM patchstore.image_location l JOIN file USING (uri) WHERE l.source_id = :source),
+seen AS MATERIALIZED (
+    SELECT file.*, old.image_id AS old_image_id,
+           CASE WHEN file.image_id IS NOT DISTINCT FROM old.image_id THEN old.previous_image_id
+                WHEN old.shown THEN old.image_id
+                ELSE old.previous_image_id END AS previous_image_id,
+           CASE WHEN old.uri IS NOT NULL AND old.vanished_at IS NULL THEN
+                     CASE WHEN file.image_id IS NOT DISTINCT FROM old.image_id
+                          THEN 'unchanged' ELSE 'changed' END
+                WHEN EXISTS (SELECT FROM patchstore.image_location l
+                              WHERE l.image_id = file.image_id
+                                AND l.first_seen < :started) THEN 'moved'
+                ELSE 'new' END AS change
+      FROM file LEFT JOIN old USING (uri)),
+stored AS (
+    INSERT INTO patchstore.image_location AS l
+           (source_id, uri, size_bytes, mark, image_id, previous_image_id, error, last_seen)
+    SELECT :source, uri, size, mark, image_id, previous_image_id, error, clock_timestamp()
+      FROM seen ORDER BY uri
+    ON CONFLICT (source_id, uri) DO UPDATE SET
+        size_bytes = excluded.size_bytes, mark = excluded.mark, image_id = excluded.image_id,
+        previous_image_id = excluded.previous_image_id, error = excluded.error,
+        last_seen = excluded.last_seen, vanished_at = NULL)
+SELECT uri, image_id, coalesce(old_image_id, previous_image_id) AS old_image_id, change FROM seen
+"""
+
+_VANISH = """
+UPDATE patchstore.image_location l SET vanished_at = clock_timestamp()
+ WHERE l.source_id = :source AND l.vanished_at IS NULL AND l.last_seen < :started
+RETURNING l.image_id, l.previous_image_id, EXISTS (
+    SELECT FROM patchstore.image_location n
+     WHERE n.source_id = :source AND n.image_id = l.image_id AND n.first_seen >= :started) AS moved
+"""
+
+_PRUNE = {
+    "patches": "DELETE FROM patchstore.patch_feature WHERE image_id = ANY (:images)",
+    "extractions": "DELETE FROM patchstore.extraction WHERE image_id = ANY (:images)",
+    "images": "DELETE FROM patchstore.image WHERE id = ANY (:images)",
+}

@@ -1,0 +1,130 @@
+"""Any Pillow mode -> RGB, as a person would see it."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+_WIDE = ("I", "F")  # I;16 and its kin begin with I, too
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Bring a loaded image down to 8-bit sRGB; transparent parts are laid on white.
+
+    Grey of more than 8 bits is scaled, never clipped: 16 bits by 255 / 65535. Integers of 32 bits
+    and floats declare no range, so it is the smallest usual one that holds the values: 0..1
+    (floats), 0..255, 0..65535, else their own minimum to maximum; NaN and infinities are black.
+
+    An embedded ICC profile is applied (relative colorimetric with black point compensation); one
+    that is broken or of another colour space is ignored.
+
+    Returns:
+        Mode RGB, same size.
+    """
+    if image.mode.startswith(_WIDE):
+        return _with_profile(_grey(image), image)
+    if image.mode == "LAB":
+        return _apply(image, _lab_to_srgb())
+    image, alpha = _split_alpha(image)
+    rgb = _with_profile(image, image)
+    if alpha is None:
+        return rgb
+    canvas = Image.new("RGB", rgb.size, "white")
+    canvas.paste(rgb, mask=alpha)
+    return canvas
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    profile = image.info.get("icc_profile")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    elif image.mode == "PA" or (image.mode in ("1", "L", "P", "RGB") and _has_key_colour(image)):
+        image = image.convert("RGBA")
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        image.info["icc_profile"] = profile
+    return image, alpha
+
+
+def _has_key_colour(image: Image.Image) -> bool:
+    return image.info.get("transparency") is not None
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    values: NDArray[np.float32] = np.asarray(image).astype(np.float32)
+    key = image.info.get("transparency")
+    transparent = values == key if isinstance(key, int) else None
+    finite = np.isfinite(values)
+    if not finite.all():
+        values[~finite] = 0
+    low, high = _range(image.mode, float(values.min()), float(values.max()))
+    # In float64 where the span itself is beyond float32 (float TIFFs of +-1e38).
+    wide = values.astype(np.float64) if high - low > 1e38 else values
+    wide -= low
+    wide *= 255 / max(high - low, np.finfo(np.float32).tiny)
+    if not finite.all():
+        wide[~finite] = 0
+    if transparent is not None:
+        wide[transparent] = 255
+    return Image.fromarray(np.rint(wide).clip(0, 255).astype(np.uint8))
+
+
+def _range(mode: str, lowest: float, highest: float) -> tuple[float, float]:
+    if mode.startswith("I;16"):
+        return 0.0, 65535.0
+    usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    for top in usual:
+        if lowest >= 0 and highest <= top:
+            return 0.0, top
+    return lowest, highest
+
+
+def _with_profile(image: Image.Image, source: Image.Image) -> Image.Image:
+    profile = source.info.get("icc_profile")
+    transform = _to_srgb(profile, image.mode) if isinstance(profile, bytes) and profile else None
+    return _apply(image, transform) if transform is not None else image.convert("RGB")
+
+
+def _apply(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    rgb = ImageCms.applyTransform(image, transform)
+    assert rgb is not None  # only None when in place
+    return rgb
+
+
+@lru_cache(maxsize=16)  # a folder's photographs share a handful of profiles
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Build the way from a profile to sRGB; None where there is none to go."""
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        return None if _changes_nothing(transform, mode) else transform
+    except Exception:  # broken, or of another colour space than the pixels
+        return None
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Tell whether a profile is sRGB by what it does: most are, and skipping it saves 20 ns/px."""
+    if mode != "RGB":
+        return False
+    steps = np.linspace(0, 255, 16).astype(np.uint8)
+    cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(64, 64, 3)
+    seen = np.asarray(_apply(Image.fromarray(cube), transform)).astype(np.int16)
+    return bool(np.abs(seen - cube).max() <= 1)
+
+
+@lru_cache(maxsize=1)
+def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+    )

@@ -1,0 +1,190 @@
+"""Image bytes -> upright RGB pixels, whatever real files bring."""
+
+from __future__ import annotations
+
+import errno
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from .colour import to_rgb
+from .errors import EmptyImageFile, ImageError, ImageTooLarge, NotAnImage, TruncatedImage
+
+DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a bomb
+# They start a program (Ghostscript), draw by the operating system, or are stubs without pixels.
+_REFUSED = frozenset({"EPS", "WMF", "EMF", "MPEG", "GRIB", "HDF5", "BUFR", "PDF"})
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PILLOW = re.compile(r"PIL\.")
+
+
+def read_image(
+    source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Decode an image to what a person sees: upright, in sRGB, its first frame, on white.
+
+    Safe to call from many threads at once.
+
+    Args:
+        source: the encoded bytes, or the path of a file.
+        max_pixels: what the header may claim before nothing is decoded.
+
+    Returns:
+        RGB uint8 (H, W, 3), C-contiguous, writable.
+
+    Raises:
+        ImageError: when these bytes can never be read; the text is the reason.
+        OSError: when the file cannot be read now; the same call may succeed later.
+    """
+    data = source.read_bytes() if isinstance(source, Path) else source
+    with _pillow_errors(), _open(io.BytesIO(data), max_pixels) as image:
+        image.load()
+        _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
+        rgb = to_rgb(image)
+        turn = _UPRIGHT.get(_orientation(image))
+        return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def read_size(
+    source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[int, int]:
+    """Read the upright (width, height) in pixels from the header; no pixel is decoded.
+
+    Raises:
+        ImageError: when the header can never be read, or claims more than `max_pixels`.
+        OSError: when the file cannot be read now.
+    """
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        with _pillow_errors(), _open(file, max_pixels) as image:
+            if image.format == "PNG" and "exif" not in image.info:
+                _find_late_exif(image, file)
+            # Pillow gives the size of a turned TIFF as upright already.
+            turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+
+
+@lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """Name the file suffixes of the formats that are read, in lower case, with the dot."""
+    formats = {*_formats(), "MPO"}  # a JPEG of several frames, opened as a JPEG
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, name in known.items() if name in formats)
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in _REFUSED)
+
+
+def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
+    start = file.read(16)
+    if not start:
+        raise EmptyImageFile("the file is empty (0 bytes)")
+    file.seek(0)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        # Pillow refuses above twice its own limit: lift that once where a user asked for more.
+        Image.MAX_IMAGE_PIXELS = max_pixels // 2 + 1
+    try:
+        image = Image.open(file, formats=_formats())
+    except UnidentifiedImageError as error:
+        raise _unidentified(start) from error
+    _check_size(image.size, max_pixels)
+    return image
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise TruncatedImage(f"the header claims {width} x {height} pixels; the file is corrupt")
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"the header claims {width} x {height} pixels, more than the limit of {max_pixels}; "
+            "raise PATCHSTORE_MAX_PIXELS if you trust the file"
+        )
+
+
+def _unidentified(start: bytes) -> ImageError:
+    for name, (_, accept) in Image.OPEN.items():
+        if accept is None or accept(start) is not True:
+            continue
+        if name in _REFUSED:
+            return NotAnImage(f"a file of the format {name}, which is not read; convert it to PNG")
+        return TruncatedImage(f"it begins as {name}, but its header is cut off or corrupt")
+    return NotAnImage(f"no image format that is read begins with {start[:8]!r}")
+
+
+@contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Turn whatever Pillow throws at a bad file into one of our types, and keep it quiet."""
+    _silence_pillow()
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(
+            f"{_one_line(error)} Raise PATCHSTORE_MAX_PIXELS if you trust the file"
+        ) from error
+    except MemoryError as error:
+        raise ImageTooLarge("decoding it needs more memory than there is") from error
+    except Exception as error:  # a decoder meets hostile bytes: Pillow promises no closed list
+        # EINVAL: a seek to a negative offset that a corrupt header asked for.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise TruncatedImage(f"cut off or corrupt: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _silence_pillow() -> None:
+    """Ignore the warnings of Pillow's modules in this process.
+
+    `warnings.catch_warnings` is not safe in threads, so this is one standing rule, put back in
+    front only where something (a test, a library) has laid another over it.
+    """
+    rule = ("ignore", None, Warning, _PILLOW, 0)
+    if not warnings.filters or warnings.filters[0] != rule:
+        warnings.filterwarnings("ignore", category=Warning, module=_PILLOW.pattern)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        # The base class: PNG's own method decodes the pixels to look for EXIF behind them.
+        return int(Image.Image.getexif(image).get(_ORIENTATION, 1))
+    except Exception:  # broken EXIF costs the turn, never the picture
+        return 1
+
+
+def _find_late_exif(image: Image.Image, file: IO[bytes]) -> None:
+    """Look for an eXIf chunk behind the pixels of a PNG, jumping from chunk to chunk."""
+    at = 8
+    while True:
+        file.seek(at)
+        head = file.read(8)
+        length = int.from_bytes(head[:4], "big")
+        if len(head) < 8 or head[4:] == b"IEND":
+            return
+        if head[4:] == b"eXIf":
+            image.info["exif"] = b"Exif\x00\x00" + file.read(length)
+            return
+        at += 12 + length
