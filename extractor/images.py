@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -115,10 +116,14 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise TruncatedImage(f"the header claims {width} x {height} pixels; the file is corrupt")
     if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"the header claims {width} x {height} pixels, more than the limit of {max_pixels}; "
-            "raise PATCHSTORE_MAX_PIXELS if you trust the file"
-        )
+        raise ImageTooLarge(_too_large(f"{width} x {height}", max_pixels))
+
+
+def _too_large(claimed: str = "too many", limit: int | str = "set") -> str:
+    return (
+        f"the header claims {claimed} pixels, more than the limit of {limit}; raise "
+        "PATCHSTORE_MAX_PIXELS if you trust the file"
+    )
 
 
 def _unidentified(start: bytes) -> ImageError:
@@ -127,7 +132,10 @@ def _unidentified(start: bytes) -> ImageError:
             continue
         if name in _REFUSED:
             return NotAnImage(f"a file of the format {name}, which is not read; convert it to PNG")
-        return TruncatedImage(f"it begins as {name}, but its header is cut off or corrupt")
+        return TruncatedImage(
+            f"it begins as {name}, but is of a kind that is not read, or its header is cut off or "
+            "corrupt"
+        )
     return NotAnImage(f"no image format that is read begins with {start[:8]!r}")
 
 
@@ -140,16 +148,16 @@ def _pillow_errors() -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageTooLarge(
-            f"{_one_line(error)} Raise PATCHSTORE_MAX_PIXELS if you trust the file"
-        ) from error
+        raise ImageTooLarge(_too_large(*re.findall(r"\d+", str(error))[:2])) from error
     except MemoryError as error:
         raise ImageTooLarge("decoding it needs more memory than there is") from error
     except Exception as error:  # a decoder meets hostile bytes: Pillow promises no closed list
         # EINVAL: a seek to a negative offset that a corrupt header asked for.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise TruncatedImage(f"cut off or corrupt: {_one_line(error)}") from error
+        raise TruncatedImage(
+            f"it is cut off, corrupt or of a kind that is not read: {_one_line(error)}"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:
@@ -157,7 +165,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _silence_pillow() -> None:
-    """Ignore the warnings of Pillow's modules in this process.
+    """Ignore the warnings and the log of Pillow's modules in this process.
 
     `warnings.catch_warnings` is not safe in threads, so this is one standing rule, put back in
     front only where something (a test, a library) has laid another over it.
@@ -165,6 +173,7 @@ def _silence_pillow() -> None:
     rule = ("ignore", None, Warning, _PILLOW, 0)
     if not warnings.filters or warnings.filters[0] != rule:
         warnings.filterwarnings("ignore", category=Warning, module=_PILLOW.pattern)
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # TIFF logs what it raises as well
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,0 +1,279 @@
+"""A torchvision network, cut where its vector is, with the weights of a recipe."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from .errors import SpecError, WeightsError
+from .grid import EdgePolicy, check_geometry
+from .pooling import check_poolable, finite, pool
+from .spec import PENULTIMATE, FeatureSpec, Metric, Pooling, Recipe
+from .weights import (
+    WeightsSource,
+    checkpoint_folder,
+    default_entry,
+    find_weights,
+    load_tensors,
+    read_tensors,
+    tensor_digest,
+)
+
+_CLASSES = 1000
+_FIXED_INPUT = ("vit_", "swin_", "maxvit_")  # position embeddings and windows of a trained size
+# As torchvision's own builders set them for ImageNet weights; without the slow initialisation.
+_BUILD_OPTIONS: dict[str, dict[str, bool]] = {
+    name: {"aux_logits": True, "transform_input": True, "init_weights": False}
+    for name in ("googlenet", "inception_v3")
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A cut network, ready to run.
+
+    Attributes:
+        network: float32 (N, 3, S, S), normalised, to float32 (N, `dim`); in eval mode, parameters
+            float32 and channels_last.
+        dim: length of a vector.
+        weights_sha256: of the tensors in use, see `extractor.weights.tensor_digest`.
+    """
+
+    network: nn.Module
+    dim: int
+    weights_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedSpec:
+    """A recipe made definite.
+
+    Attributes:
+        spec: what is stored.
+        weights_source: where the weights are on this machine, for `load_backbone`.
+        backbone: the loaded network.
+    """
+
+    spec: FeatureSpec
+    weights_source: str
+    backbone: Backbone
+
+
+class CutNetwork(nn.Module):
+    """A trunk and what makes one vector a patch of its output."""
+
+    def __init__(self, trunk: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pooling = pooling
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Run normalised patches (N, 3, S, S) to vectors float32 (N, D)."""
+        return pool(self.features(patches), self.pooling)
+
+    def features(self, patches: Tensor) -> Tensor:
+        """Run normalised patches to what is pooled."""
+        output = self.trunk(patches)
+        return cast(Tensor, output["features"] if isinstance(output, dict) else output)
+
+
+def resolve(recipe: Recipe) -> ResolvedSpec:
+    """Check a recipe, load its network, and write down what it is for good.
+
+    Raises:
+        SpecError: when the recipe cannot work, told from one pass over two black patches.
+        WeightsError: when the weights cannot be had or are of another network.
+    """
+    pooling = _check(recipe)
+    source = find_weights(recipe.backbone, recipe.weights)
+    entry = source.entry or default_entry(recipe.backbone)
+    input_size = _input_size(recipe, entry)
+    network = _load(recipe.backbone, source, recipe.layer, pooling)
+    backbone = Backbone(
+        network,
+        dim=_dry_run(network, recipe, input_size or recipe.patch_size),
+        weights_sha256=tensor_digest(network.trunk),
+    )
+    preprocessing = entry.transforms()
+    spec = FeatureSpec(
+        backbone=recipe.backbone,
+        weights=source.label,
+        weights_sha256=backbone.weights_sha256,
+        layer=recipe.layer,
+        pooling=cast(Pooling, pooling),
+        patch_size=recipe.patch_size,
+        stride=recipe.stride,
+        edge=cast(EdgePolicy, recipe.edge),
+        scales=recipe.scales,
+        input_size=input_size,
+        mean=tuple(preprocessing.mean),
+        std=tuple(preprocessing.std),
+        metric=cast(Metric, recipe.metric),
+        dim=backbone.dim,
+    )
+    return ResolvedSpec(spec, source.source, backbone)
+
+
+def load_backbone(spec: FeatureSpec, weights_source: str) -> Backbone:
+    """Load the network of a stored spec and prove that its tensors are the spec's.
+
+    A weight file that is gone from `weights_source` is looked for by its name in
+    ``$TORCH_HOME/hub/checkpoints``.
+
+    Raises:
+        WeightsError: when the weights cannot be had, or hash to something else.
+    """
+    source = find_weights(spec.backbone, _weights_place(spec, weights_source))
+    network = _load(spec.backbone, source, spec.layer, spec.pooling)
+    found = tensor_digest(network.trunk)
+    if found != spec.weights_sha256:
+        raise WeightsError(
+            f"weights {source.source} of {spec.backbone} hash to {found[:12]}, the spec's to "
+            f"{spec.weights_sha256[:12]}: other tensors under the same name; put the first ones "
+            "back, or add a spec of another name for these"
+        )
+    return Backbone(network, spec.dim, found)
+
+
+def backbone_names() -> list[str]:
+    """List torchvision's classification networks, sorted."""
+    return models.list_models(module=models)
+
+
+def _weights_place(spec: FeatureSpec, weights_source: str) -> str:
+    path = Path(weights_source)
+    if not path.is_absolute() or path.is_file():
+        return weights_source
+    elsewhere = checkpoint_folder() / spec.weights
+    if not elsewhere.is_file():
+        raise WeightsError(
+            f"weights file {path} is gone; put it back there, or a copy to {elsewhere}"
+        )
+    return str(elsewhere)
+
+
+def _check(recipe: Recipe) -> str:
+    """Refuse what needs no network to be told, and give the pooling that is meant."""
+    if recipe.backbone not in (known := backbone_names()):
+        raise SpecError(
+            f"backbone {recipe.backbone!r} is no classification network of torchvision; "
+            f"{_closest(recipe.backbone, known)}"
+        )
+    check_geometry(recipe.patch_size, recipe.stride, recipe.edge, recipe.scales)
+    if recipe.input_size is not None and recipe.input_size < 1:
+        raise SpecError(f"input_size is {recipe.input_size}; give at least 1 pixel")
+    if recipe.metric not in get_args(Metric):
+        raise SpecError(f"metric is {recipe.metric!r}; give one of {', '.join(get_args(Metric))}")
+    return _pooling(recipe)
+
+
+def _pooling(recipe: Recipe) -> str:
+    poolings = [name for name in get_args(Pooling) if name != "native"]
+    if recipe.pooling is not None and recipe.pooling not in get_args(Pooling):
+        raise SpecError(f"pooling is {recipe.pooling!r}; give one of {', '.join(poolings)}")
+    if recipe.layer != PENULTIMATE and recipe.pooling == "native":
+        raise SpecError(
+            f"pooling 'native' is only for the layer {PENULTIMATE!r}; for {recipe.layer!r} give "
+            f"one of {', '.join(poolings)}"
+        )
+    if recipe.layer == PENULTIMATE and recipe.pooling not in (None, "native"):
+        raise SpecError(
+            f"pooling {recipe.pooling!r} needs a layer to pool, the layer {PENULTIMATE!r} is a "
+            f"vector already; name one, such as `--layer features --pooling {recipe.pooling}`"
+        )
+    return recipe.pooling or ("native" if recipe.layer == PENULTIMATE else "avg")
+
+
+def _input_size(recipe: Recipe, entry: Any) -> int | None:
+    if recipe.input_size is None and recipe.backbone.startswith(_FIXED_INPUT):
+        return int(entry.transforms().crop_size[0])
+    smallest = max(entry.meta["min_size"])
+    if recipe.input_size is None and recipe.patch_size < smallest:
+        raise SpecError(
+            f"patch_size {recipe.patch_size} is below what {recipe.backbone} needs, {smallest} "
+            f"pixels; give a larger patch, or an input_size of at least {smallest} to resize to"
+        )
+    return recipe.input_size
+
+
+def _load(name: str, source: WeightsSource, layer: str, pooling: str) -> CutNetwork:
+    tensors = read_tensors(source, name)
+    full = _build(name, source)
+    full_names = set(full.state_dict())
+    trunk = _cut_classifier(full) if layer == PENULTIMATE else _cut_layer(full, name, layer)
+    if tensors is not None:
+        load_tensors(trunk, tensors, full_names, source.label)
+    network = CutNetwork(trunk, pooling).eval().requires_grad_(False)
+    return cast(CutNetwork, network.to(memory_format=torch.channels_last))
+
+
+def _build(name: str, source: WeightsSource) -> nn.Module:
+    options: dict[str, Any] = dict(_BUILD_OPTIONS.get(name, {}))
+    if name.startswith("vit_"):
+        options["image_size"] = (source.entry or default_entry(name)).meta["min_size"][0]
+    with torch.random.fork_rng(devices=[]):  # building draws numbers that nobody else should miss
+        torch.random.default_generator.manual_seed(source.seed or 0)
+        return cast(nn.Module, models.get_model(name, weights=None, **options)).eval()
+
+
+def _cut_classifier(network: nn.Module) -> nn.Module:
+    """Let through what enters the last layer that gives a number a class."""
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):
+        if hasattr(network, auxiliary):
+            setattr(network, auxiliary, None)
+    last = [
+        name
+        for name, module in network.named_modules()
+        if (isinstance(module, nn.Linear) and module.out_features == _CLASSES)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == _CLASSES)
+    ][-1]
+    parent, _, child = last.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return network
+
+
+def _cut_layer(network: nn.Module, name: str, layer: str) -> nn.Module:
+    _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
+    prefixes = {
+        node.rsplit(".", up)[0] for node in nodes for up in range(1, 1 + node.count("."))
+    }
+    if layer not in {*nodes, *prefixes}:
+        raise SpecError(
+            f"layer {layer!r} is no node of {name}; {_closest(layer, [*nodes, *prefixes])}"
+        )
+    return cast(
+        nn.Module,
+        create_feature_extractor(network, {layer: "features"}, suppress_diff_warning=True),
+    )
+
+
+def _dry_run(network: CutNetwork, recipe: Recipe, side: int) -> int:
+    """Find the length of a vector, and whatever the network has against such patches."""
+    try:
+        with torch.inference_mode():
+            features = network.features(torch.zeros(2, 3, side, side))
+    except Exception as error:  # every network has its own way to say no
+        raise SpecError(
+            f"{recipe.backbone} does not run on {side} x {side} pixels: "
+            f"{' '.join(str(error).split())[:160]}; give another patch_size or input_size"
+        ) from error
+    check_poolable(features, network.pooling, recipe.layer, batch=2)
+    vectors = pool(features, network.pooling)
+    if not finite(vectors):
+        raise SpecError(
+            f"{recipe.backbone} with the weights {recipe.weights} gives NaN at the layer "
+            f"{recipe.layer!r}; name an earlier layer, such as `--layer features`"
+        )
+    return vectors.shape[1]
+
+
+def _closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return f"the closest are {', '.join(close or known[-4:])}"

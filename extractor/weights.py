@@ -1,0 +1,221 @@
+"""Where tensors come from: a torchvision enum, a file, or a seed; and what they hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from .errors import SpecError, WeightsError
+
+log = logging.getLogger(__name__)
+
+_RANDOM = "random:"
+_TIMEOUT_S = 15
+_UNUSED = "num_batches_tracked"  # counts training steps; older files lack it
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Weights that a user named, found to be one of three kinds.
+
+    Attributes:
+        label: what a spec records: the enum's name, the file's name, or ``random:SEED``.
+        source: where to load from: the enum's name, an absolute path, or ``random:SEED``.
+        entry: the torchvision enum's value, if it is one.
+        seed: of random weights, if they are.
+        path: of the file, if it is one.
+    """
+
+    label: str
+    source: str
+    entry: Any = None
+    seed: int | None = None
+    path: Path | None = None
+
+
+def find_weights(backbone: str, weights: str) -> WeightsSource:
+    """Tell which kind of weights a user means, without loading them.
+
+    Raises:
+        SpecError: ``random:`` without a whole number.
+        WeightsError: neither an enum's name of this network nor a file that is there.
+    """
+    if weights.startswith(_RANDOM):
+        return _random(weights)
+    enum = get_model_weights(backbone)
+    name = weights.removeprefix(f"{enum.__name__}.")
+    if name in enum.__members__:  # DEFAULT is an alias; its value knows the real name
+        entry = enum[name]
+        return WeightsSource(entry.name, entry.name, entry=entry)
+    path = Path(weights).expanduser()
+    if path.is_file():
+        return WeightsSource(path.name, str(path.resolve()), path=path.resolve())
+    raise WeightsError(
+        f"weights {weights!r} are neither a file that is there nor weights of {backbone}; give "
+        f"one of {', '.join(entry.name for entry in enum)}, the path of a file, or random:SEED"
+    )
+
+
+def default_entry(backbone: str) -> Any:
+    """Give the enum value whose preprocessing stands for files and random weights."""
+    return get_model_weights(backbone).DEFAULT
+
+
+def read_tensors(source: WeightsSource, backbone: str) -> dict[str, Tensor] | None:
+    """Load a named state dict; None for random weights, which the network is built with.
+
+    Raises:
+        WeightsError: when they cannot be downloaded or read; the text says where to put them.
+    """
+    if source.seed is not None:
+        return None
+    path = source.path or _download(source.entry, backbone)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"weights file {path} cannot be read: {_one_line(error)}") from error
+    except Exception as error:  # pickle, zip and torch each have errors of their own
+        raise WeightsError(
+            f"weights file {path} is not a state dict that torch can read (corrupt, or another "
+            f"format): {_one_line(error)}; save one with torch.save(model.state_dict(), FILE)"
+        ) from error
+    return _unwrap(loaded, path)
+
+
+def load_tensors(
+    cut: nn.Module, tensors: Mapping[str, Tensor], full_names: set[str], label: str
+) -> None:
+    """Copy named tensors into a cut network, which must find all of its own.
+
+    Args:
+        cut: changed in place; tensors of another floating dtype are cast.
+        tensors: may hold more than the cut network needs.
+        full_names: tensors of the network before the cut; others mean another network.
+        label: of the weights, for the message.
+
+    Raises:
+        WeightsError: naming a few of the tensors that are missing, of another shape, or unknown.
+    """
+    wanted = named_tensors(cut)
+    wrong = [f"{name} is missing" for name in wanted if name not in tensors]
+    wrong += [
+        f"{name} is {_shape(tensors[name])}, not {_shape(own)}"
+        for name, own in wanted.items()
+        if name in tensors and tensors[name].shape != own.shape
+    ]
+    wrong += [f"{name} is unknown" for name in tensors if name not in full_names]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise WeightsError(
+            f"weights {label} are not of this network: {', '.join(wrong[:3])}{more}; give the "
+            "weights of the same backbone, with torchvision's names"
+        )
+    with torch.no_grad():
+        for name, own in wanted.items():
+            own.copy_(tensors[name])
+
+
+def named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """List the tensors that decide what a network computes, sorted by name."""
+    state = network.state_dict()
+    return {name: state[name] for name in sorted(state) if not name.endswith(_UNUSED)}
+
+
+def tensor_digest(network: nn.Module) -> str:
+    """SHA-256 in hex over each tensor's name, dtype, shape and bytes, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors(network).items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def checkpoint_folder() -> Path:
+    """Where torch and we look for weight files: ``$TORCH_HOME/hub/checkpoints``."""
+    return Path(torch.hub.get_dir()).expanduser() / "checkpoints"
+
+
+def _random(weights: str) -> WeightsSource:
+    seed = weights.removeprefix(_RANDOM)
+    if not re.fullmatch(r"[0-9]{1,18}", seed):
+        raise SpecError(f"weights {weights!r}: give a whole number as the seed, such as random:0")
+    return WeightsSource(f"{_RANDOM}{int(seed)}", f"{_RANDOM}{int(seed)}", seed=int(seed))
+
+
+def _download(entry: Any, backbone: str) -> Path:
+    """Find an enum's file in the checkpoint folder, or fetch it there.
+
+    Not `torch.hub.load_state_dict_from_url`: that waits without a time limit where a firewall
+    drops packets, and writes to the terminal.
+    """
+    name = Path(urlsplit(entry.url).path).name
+    path = checkpoint_folder() / name
+    if path.exists():
+        return path
+    log.info("downloading %s (%s of %s)", name, entry.name, backbone)
+    try:
+        _fetch(entry.url, path)
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        raise WeightsError(
+            f"weights {entry.name} of {backbone} are not at {path} and cannot be downloaded "
+            f"({_one_line(error)}); fetch {entry.url} elsewhere and put it there, set TORCH_HOME "
+            "to a folder that has hub/checkpoints with it, or give the path of a file"
+        ) from error
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download to a name of its own beside `path`, check the hash in the name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+                shutil.copyfileobj(response, part, 1 << 20)
+            part.flush()
+            _check_hash(Path(part.name), path.name)
+            Path(part.name).replace(path)
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+
+
+def _check_hash(part: Path, name: str) -> None:
+    expected = re.search(r"-([a-f0-9]{8,})\.", name)
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and not found.startswith(expected[1]):
+        raise ValueError(f"the download's SHA-256 begins {found[:8]}, not {expected[1]}")
+
+
+def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
+        raise WeightsError(
+            f"weights file {path} holds {type(loaded).__name__}, not named tensors; save one with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,179 @@
+"""One batch of leased images on its way through the three steps.
+
+The batch holds the arrays: the tasks hand over this object and return numbers only, so Prefect
+neither hashes, stores nor keeps a pixel. Each step can be tried again; what an earlier try has
+finished is not done twice.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+
+from extractor.features import DecodedImage, PatchFeatures
+from sqlalchemy import Engine
+
+from db.errors import LeaseLost
+from db.ledger import Lease, fail_image, release_image
+from db.specs import StoredSpec
+from db.writer import replace_patches
+from extractor.errors import ImageError
+from extractor.grid import make_grid
+from extractor.images import read_image
+from extractor.spec import FeatureSpec
+
+from .errors import TransientReadError, is_transient
+from .sources import FolderSource
+
+logger = logging.getLogger(__name__)
+
+Extract = Callable[[Sequence[DecodedImage]], list[PatchFeatures | ImageError]]
+
+
+class Batch:
+    """Images of one task run; every lease ends as failed, released or written.
+
+    No dataclass: Prefect looks into those for futures, while another thread is filling this one.
+    """
+
+    def __init__(self, number: int, leases: list[Lease]) -> None:
+        """A batch of leased images, none of them read yet."""
+        self.number = number
+        self.leases = leases
+        self.decoded: dict[int, DecodedImage] = {}
+        self.features: dict[int, PatchFeatures] = {}
+        self.failed: dict[int, str] = {}
+        self.released: set[int] = set()
+        self.written: set[int] = set()
+        self.patches = 0
+
+    def __str__(self) -> str:
+        return f"batch {self.number} of {len(self.leases)} images"
+
+    def unread(self) -> list[Lease]:
+        """Leases that no try has read so far."""
+        known = self.decoded.keys() | self.features.keys() | self.failed.keys() | self.released
+        return [lease for lease in self.leases if lease.image_id not in known]
+
+
+def extract_patches(
+    batch: Batch, source: FolderSource, spec: FeatureSpec, max_pixels: int, *, last_try: bool
+) -> int:
+    """Reads and decodes the batch and lays the grid; returns how many patches there are.
+
+    Raises:
+        TransientReadError: some files could not be read; on the last try they fail instead.
+    """
+    troubled: list[str] = []
+    for lease in batch.unread():
+        try:
+            content = source.read(lease.uri)
+        except FileNotFoundError:
+            batch.released.add(lease.image_id)  # the next scan finds it vanished
+            continue
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            troubled.append(f"{lease.uri} {reason}")
+            if last_try:
+                batch.failed[lease.image_id] = reason
+            continue
+        if hashlib.sha256(content).digest() != lease.sha256:
+            batch.released.add(lease.image_id)  # the next scan finds it changed
+            continue
+        _decode(batch, lease, content, spec, max_pixels)
+    if troubled and not last_try:
+        raise TransientReadError(f"{len(troubled)} files, first: {troubled[0]}")
+    return sum(len(image.grid.boxes) for image in batch.decoded.values())
+
+
+def compute_features(batch: Batch, extract: Extract) -> int:
+    """Computes the batch's vectors and lets its pixels go; returns how many vectors there are."""
+    ids = list(batch.decoded)
+    images = [batch.decoded[i] for i in ids]
+    for image_id, result in zip(ids, _extract_each(extract, images), strict=True):
+        if isinstance(result, PatchFeatures):
+            batch.features[image_id] = result
+        else:
+            batch.failed[image_id] = str(result)
+    batch.decoded.clear()
+    return sum(len(features.boxes) for features in batch.features.values())
+
+
+def upsert_features(
+    batch: Batch, engine: Engine, spec: StoredSpec, on_image: Callable[[int, int, bool], None]
+) -> int:
+    """Writes every image's outcome, one transaction an image; returns how many rows were stored.
+
+    Args:
+        batch: after `compute_features`.
+        engine: the store.
+        spec: the store's entry of the spec.
+        on_image: called after each image with its id, patches stored, and whether it failed.
+    """
+    for lease in batch.leases:
+        if lease.image_id in batch.written:
+            continue
+        stored = _write(batch, lease, engine, spec)
+        batch.written.add(lease.image_id)
+        batch.patches += stored
+        on_image(lease.image_id, stored, lease.image_id in batch.failed)
+    batch.features.clear()
+    return batch.patches
+
+
+def _decode(batch: Batch, lease: Lease, content: bytes, spec: FeatureSpec, max_pixels: int) -> None:
+    try:
+        pixels = read_image(content, max_pixels=max_pixels)
+        height, width = pixels.shape[:2]
+        grid = make_grid(
+            width,
+            height,
+            patch_size=spec.patch_size,
+            stride=spec.stride,
+            edge=spec.edge,
+            scales=spec.scales,
+        )
+    except ImageError as error:
+        batch.failed[lease.image_id] = str(error)
+    except Exception as error:  # a decoder's bug: this image fails, the batch goes on
+        logger.exception("%s: unexpected error while decoding", lease.uri)
+        batch.failed[lease.image_id] = f"cannot be decoded: {type(error).__name__}: {error}"
+    else:
+        batch.decoded[lease.image_id] = DecodedImage(pixels, grid)
+
+
+def _extract_each(
+    extract: Extract, images: Sequence[DecodedImage]
+) -> Sequence[PatchFeatures | Exception]:
+    """The whole batch at once; image by image where that fails, to find the one that does it."""
+    try:
+        return extract(images)
+    except Exception as error:
+        if is_transient(error):
+            raise
+        logger.exception("the batch failed as a whole; computing image by image")
+    results: list[PatchFeatures | Exception] = []
+    for image in images:
+        try:
+            results.extend(extract([image]))
+        except Exception as error:
+            results.append(error)
+    if not any(isinstance(result, PatchFeatures | ImageError) for result in results):
+        raise next(result for result in results if isinstance(result, Exception))
+    return results  # where every single one fails, the device is to blame and not an image
+
+
+def _write(batch: Batch, lease: Lease, engine: Engine, spec: StoredSpec) -> int:
+    reason = batch.failed.get(lease.image_id)
+    if reason is not None:
+        fail_image(engine, lease, reason)
+        return 0
+    features = batch.features.get(lease.image_id)
+    if features is None:
+        release_image(engine, lease)
+        return 0
+    try:
+        replace_patches(engine, spec, lease, features.boxes, features.scales, features.vectors)
+    except LeaseLost as error:
+        logger.warning("%s; its result is dropped", error)
+        return 0
+    return len(features.boxes)

@@ -1,0 +1,62 @@
+"""Shows that a run is alive: holds its lock and renews its leases, whatever the work is doing."""
+
+import logging
+import threading
+from types import TracebackType
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from db.ledger import renew_leases, show_alive
+
+logger = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """A context in which a run counts as alive."""
+
+    def __init__(self, engine: Engine, run_id: int, term_s: float) -> None:
+        """Renews three times in each term of a lease."""
+        self._engine = engine
+        self._run_id = run_id
+        self._term_s = term_s
+        self._stop = threading.Event()
+        self._connection: Connection | None = None
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._connect()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._drop()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._term_s / 3):
+            try:
+                renew_leases(self._connect(), self._run_id, self._term_s)
+            except SQLAlchemyError:
+                logger.warning("the lease renewal failed; connecting again")
+                self._drop()
+
+    def _connect(self) -> Connection:
+        if self._connection is None:
+            connection = self._engine.connect()
+            show_alive(connection, self._run_id)
+            self._connection = connection
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            # Back in the pool the session would go on holding the lock.
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None

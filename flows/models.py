@@ -1,0 +1,98 @@
+"""The model of a run: loaded once a process, with a precision that has been checked."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+
+from extractor.features import DecodedImage, FeatureExtractor, PatchFeatures
+from extractor.precision import check_precision, device_kind
+from sqlalchemy import Engine
+
+from db.specs import StoredSpec, record_precision, recorded_precision
+from extractor.backbone import Backbone, load_backbone
+from extractor.errors import ImageError
+from extractor.settings import ExtractorSettings
+from extractor.spec import FeatureSpec
+
+logger = logging.getLogger(__name__)
+
+_load_lock = threading.Lock()
+
+
+def feature_spec(stored: StoredSpec) -> FeatureSpec:
+    """The recipe of a stored spec."""
+    return FeatureSpec.model_validate(stored.recipe)
+
+
+@lru_cache(maxsize=2)
+def _load(digest: str, recipe: str, weights_source: str) -> Backbone:
+    logger.info("loading weights %s", weights_source)
+    return load_backbone(FeatureSpec.model_validate_json(recipe), weights_source)
+
+
+def load(stored: StoredSpec) -> Backbone:
+    """The network of a spec, loaded once a process. Raises WeightsError."""
+    spec = feature_spec(stored)
+    with _load_lock:
+        return _load(spec.digest, spec.canonical_json(), stored.weights_source)
+
+
+class Model:
+    """Computes the vectors of one run.
+
+    With precision `auto` the first batch decides: the fastest precision whose vectors agree with
+    float32, unless the store knows the answer for this spec and kind of device already.
+    """
+
+    def __init__(self, engine: Engine, stored: StoredSpec, precision: str) -> None:
+        """Raises WeightsError, DeviceError."""
+        self._engine = engine
+        self._stored = stored
+        self._spec = feature_spec(stored)
+        self._settings = ExtractorSettings()
+        self._backbone = load(stored)
+        self._lock = threading.Lock()
+        self._extractor: FeatureExtractor | None = None
+        if precision != "auto":
+            self._extractor = self._make(precision)
+
+    @property
+    def precision(self) -> str | None:
+        """What the vectors are computed in; None before the first batch under `auto`."""
+        return self._extractor.precision if self._extractor else None
+
+    def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+        """The vectors of each image, in order."""
+        if not images:
+            return []
+        with self._lock:
+            if self._extractor is None:
+                self._extractor = self._make(self._choose_precision(images))
+        return self._extractor.extract(images)
+
+    def _make(self, precision: str) -> FeatureExtractor:
+        return FeatureExtractor(
+            self._spec,
+            self._backbone,
+            device=self._settings.device,
+            precision=precision,
+            batch_size=self._settings.batch_size,
+        )
+
+    def _choose_precision(self, images: Sequence[DecodedImage]) -> str:
+        kind = device_kind(self._make("float32").device)
+        known = recorded_precision(self._engine, self._stored, kind)
+        if known is not None:
+            logger.info("precision %s on %s, as checked before", known, kind)
+            return known
+        check = check_precision(self._spec, self._backbone, images, device=self._settings.device)
+        logger.info("precision %s on %s: %s", check.precision, kind, check.detail)
+        return record_precision(
+            self._engine,
+            self._stored,
+            device_kind=kind,
+            precision=check.precision,
+            min_cosine=check.min_cosine,
+            detail=check.detail,
+        )

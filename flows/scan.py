@@ -1,0 +1,108 @@
+"""Comparing a source with the store: only files whose modification mark moved are opened."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from itertools import islice
+from typing import TypeVar
+
+from sqlalchemy import Engine
+
+from db.catalog import (
+    KnownFile,
+    ScanCounts,
+    SeenFile,
+    finish_scan,
+    known_files,
+    record_files,
+    start_scan,
+    touch_unchanged,
+)
+from db.specs import StoredSpec
+from extractor.errors import ImageError
+from extractor.images import read_size
+
+from .sources import FolderSource, FoundFile
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1_000  # files in one transaction
+T = TypeVar("T")
+
+
+def scan(
+    engine: Engine, source: FolderSource, source_id: int, spec: StoredSpec, threads: int
+) -> ScanCounts:
+    """Brings locations and ledger up to date with the source; reads no pixel.
+
+    Unchanged files are not opened. New and changed ones are read once for their SHA-256 and the
+    size in their header.
+    """
+    started = start_scan(engine)
+    counts = ScanCounts()
+    with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
+        for chunk in chunks(source.files(), CHUNK):
+            known = known_files(engine, source_id, [file.uri for file in chunk])
+            unchanged = [file.uri for file in chunk if is_unchanged(file, known.get(file.uri))]
+            if unchanged:
+                touch_unchanged(engine, source_id, unchanged)
+                counts.found += len(unchanged)
+                counts.unchanged += len(unchanged)
+            same = set(unchanged)
+            seen = list(
+                pool.map(lambda f: look(source, f), (f for f in chunk if f.uri not in same))
+            )
+            if seen:
+                add(counts, record_files(engine, source_id, spec, seen, started))
+    for folder in source.unlisted:
+        logger.error("%s; nothing is marked as vanished in this run", folder)
+    counts.vanished = finish_scan(engine, source_id, spec, started, complete=not source.unlisted)
+    return counts
+
+
+def is_unchanged(file: FoundFile, known: KnownFile | None) -> bool:
+    """Whether the store's knowledge of a file still holds."""
+    return (
+        known is not None
+        and known.readable
+        and not known.vanished
+        and file.error is None
+        and known.mark == file.mark
+    )
+
+
+def look(source: FolderSource, file: FoundFile) -> SeenFile:
+    """Reads a file for its digest and the size in its header."""
+    if file.error is not None:
+        return SeenFile(file.uri, file.size_bytes, file.mark, None, error=file.error)
+    try:
+        content = source.read(file.uri)
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        return SeenFile(file.uri, file.size_bytes, file.mark, None, error=reason)
+    width, height = header_size(content)
+    digest = hashlib.sha256(content).digest()
+    return SeenFile(file.uri, len(content), file.mark, digest, width, height)
+
+
+def header_size(content: bytes) -> tuple[int | None, int | None]:
+    """Width and height by the header; unknown where it is broken: reading will say why."""
+    try:
+        return read_size(content)
+    except ImageError:
+        return None, None
+
+
+def add(total: ScanCounts, part: ScanCounts) -> None:
+    """Adds a chunk's counts."""
+    for field in fields(ScanCounts):
+        setattr(total, field.name, getattr(total, field.name) + getattr(part, field.name))
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to `size` items."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,127 @@
+"""Where images come from. A source lists its files and reads one by its URI.
+
+A URI of a local file is its absolute path, as fsspec writes it too. A name that is not UTF-8
+cannot be stored as text; its URI is the percent-encoded `file://` form.
+"""
+
+import mimetypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from extractor.images import image_suffixes
+
+from .errors import SourceError
+
+FILE_SCHEME = "file://"
+# First bytes of the formats that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"RIFF", b"BM")
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file that looks like an image. `mark` changes whenever its content may have changed."""
+
+    uri: str
+    size_bytes: int
+    mark: str
+    error: str | None = None
+
+
+class FolderSource:
+    """A folder and everything below it.
+
+    Hidden files and folders are left out; links to files are followed, links to folders are not.
+
+    Attributes:
+        root: the absolute path, by which the store knows this source.
+        others: files that are no images, counted while listing.
+        unlisted: folders that could not be listed, with the reason.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises SourceError unless `folder` is one that can be listed."""
+        path = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100 (keeps links' names)
+        if not path.exists():
+            raise SourceError(f"{folder} does not exist; expected a folder with images")
+        if not path.is_dir():
+            raise SourceError(f"{folder} is a file; give the folder that holds it")
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
+        self.root = uri_of(path)
+        self._path = path
+        self.others = 0
+        self.unlisted: list[str] = []
+
+    def files(self) -> Iterator[FoundFile]:
+        """Every image file, in a stable order, without opening any that has a suffix."""
+        self.others = 0
+        self.unlisted = []
+        suffixes = image_suffixes()
+        for folder, subfolders, names in os.walk(self._path, onerror=self._note_unlisted):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(folder, name)
+                if name.startswith(".") or not looks_like_image(path, suffixes):
+                    self.others += 1
+                else:
+                    yield _found(path)
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of a file. Raises OSError."""
+        return path_of(uri).read_bytes()
+
+    def _note_unlisted(self, error: OSError) -> None:
+        self.unlisted.append(f"{error.filename}: {error.strerror}")
+
+
+def uri_of(path: Path) -> str:
+    """The URI of an absolute path."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return path.as_uri()
+    return text
+
+
+def path_of(uri: str) -> Path:
+    """The path of a URI: the inverse of `uri_of`; takes `file://` for every file."""
+    if uri.startswith(FILE_SCHEME):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE_SCHEME))))
+    return Path(uri)
+
+
+def looks_like_image(path: Path, suffixes: frozenset[str]) -> bool:
+    """Whether a file counts as an image: by its suffix, or by its first bytes if it has none.
+
+    A suffix that stands for an image which cannot be read (HEIC, SVG) counts: it must fail with a
+    reason rather than be passed over in silence.
+    """
+    suffix = path.suffix.lower()
+    if suffix:
+        kind = mimetypes.types_map.get(suffix, "")
+        return suffix in suffixes or kind.startswith("image/")
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(4).startswith(MAGIC)
+    except OSError:
+        return False
+
+
+def _found(path: Path) -> FoundFile:
+    uri = uri_of(path)
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return FoundFile(uri, 0, "", f"cannot be read: {error.strerror}")
+    if not path.is_file():
+        return FoundFile(uri, 0, "", "not a regular file")
+    # The inode's change time cannot be set back by copying with preserved times.
+    return FoundFile(uri, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_size}")
