@@ -76,6 +76,15 @@ def failures(
         return [Failure(**row._asdict()) for row in rows]
 
 
+def source_id(engine: Engine, root: str) -> int | None:
+    """The id of the source at `root`, if it was ever ingested."""
+    with store_errors(), engine.connect() as connection:
+        found = connection.execute(
+            text("SELECT id FROM patchstore.source WHERE root = :root"), {"root": root}
+        ).scalar()
+        return None if found is None else int(found)
+
+
 def last_runs(engine: Engine, limit: int = 10) -> list[RunReport]:
     """The latest runs, newest first."""
     with store_errors(), engine.connect() as connection:

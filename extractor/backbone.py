@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models._api import WeightsEnum, get_model, list_models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from .errors import SpecError, WeightsError
@@ -144,7 +145,7 @@ def load_backbone(spec: FeatureSpec, weights_source: str) -> Backbone:
 
 def backbone_names() -> list[str]:
     """List torchvision's classification networks, sorted."""
-    return models.list_models(module=models)
+    return list_models(module=models)
 
 
 def _weights_place(spec: FeatureSpec, weights_source: str) -> str:
@@ -191,7 +192,7 @@ def _pooling(recipe: Recipe) -> str:
     return recipe.pooling or ("native" if recipe.layer == PENULTIMATE else "avg")
 
 
-def _input_size(recipe: Recipe, entry: Any) -> int | None:
+def _input_size(recipe: Recipe, entry: WeightsEnum) -> int | None:
     if recipe.input_size is None and recipe.backbone.startswith(_FIXED_INPUT):
         return int(entry.transforms().crop_size[0])
     smallest = max(entry.meta["min_size"])
@@ -211,7 +212,7 @@ def _load(name: str, source: WeightsSource, layer: str, pooling: str) -> CutNetw
     if tensors is not None:
         load_tensors(trunk, tensors, full_names, source.label)
     network = CutNetwork(trunk, pooling).eval().requires_grad_(False)
-    return cast(CutNetwork, network.to(memory_format=torch.channels_last))
+    return network.to(memory_format=torch.channels_last)
 
 
 def _build(name: str, source: WeightsSource) -> nn.Module:
@@ -219,8 +220,8 @@ def _build(name: str, source: WeightsSource) -> nn.Module:
     if name.startswith("vit_"):
         options["image_size"] = (source.entry or default_entry(name)).meta["min_size"][0]
     with torch.random.fork_rng(devices=[]):  # building draws numbers that nobody else should miss
-        torch.random.default_generator.manual_seed(source.seed or 0)
-        return cast(nn.Module, models.get_model(name, weights=None, **options)).eval()
+        torch.default_generator.manual_seed(source.seed or 0)
+        return get_model(name, weights=None, **options).eval()
 
 
 def _cut_classifier(network: nn.Module) -> nn.Module:
@@ -241,9 +242,7 @@ def _cut_classifier(network: nn.Module) -> nn.Module:
 
 def _cut_layer(network: nn.Module, name: str, layer: str) -> nn.Module:
     _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
-    prefixes = {
-        node.rsplit(".", up)[0] for node in nodes for up in range(1, 1 + node.count("."))
-    }
+    prefixes = {node.rsplit(".", up)[0] for node in nodes for up in range(1, 1 + node.count("."))}
     if layer not in {*nodes, *prefixes}:
         raise SpecError(
             f"layer {layer!r} is no node of {name}; {_closest(layer, [*nodes, *prefixes])}"

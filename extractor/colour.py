@@ -66,7 +66,7 @@ def _grey(image: Image.Image) -> Image.Image:
     # In float64 where the span itself is beyond float32 (float TIFFs of +-1e38).
     wide = values.astype(np.float64) if high - low > 1e38 else values
     wide -= low
-    wide *= 255 / max(high - low, np.finfo(np.float32).tiny)
+    wide *= 255 / (high - low or 1.0)
     if not finite.all():
         wide[~finite] = 0
     if transparent is not None:

@@ -36,9 +36,7 @@ _UPRIGHT = {
 _PILLOW = re.compile(r"PIL\.")
 
 
-def read_image(
-    source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> NDArray[np.uint8]:
+def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode an image to what a person sees: upright, in sRGB, its first frame, on white.
 
     Safe to call from many threads at once.
@@ -63,22 +61,23 @@ def read_image(
         return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
-def read_size(
-    source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> tuple[int, int]:
+def read_size(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
     """Read the upright (width, height) in pixels from the header; no pixel is decoded.
 
     Raises:
         ImageError: when the header can never be read, or claims more than `max_pixels`.
         OSError: when the file cannot be read now.
     """
-    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        with _pillow_errors(), _open(file, max_pixels) as image:
-            if image.format == "PNG" and "exif" not in image.info:
-                _find_late_exif(image, file)
-            # Pillow gives the size of a turned TIFF as upright already.
-            turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
-            return (image.height, image.width) if turned else image.size
+    with (
+        source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
+        _pillow_errors(),
+        _open(file, max_pixels) as image,
+    ):
+        if image.format == "PNG" and "exif" not in image.info:
+            _find_late_exif(image, file)
+        # Pillow gives the size of a turned TIFF as upright already.
+        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
 
 
 @lru_cache(maxsize=1)

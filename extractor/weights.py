@@ -11,12 +11,11 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torchvision.models._api import WeightsEnum, get_model_weights
 
 from .errors import SpecError, WeightsError
 
@@ -41,7 +40,7 @@ class WeightsSource:
 
     label: str
     source: str
-    entry: Any = None
+    entry: WeightsEnum | None = None
     seed: int | None = None
     path: Path | None = None
 
@@ -69,9 +68,9 @@ def find_weights(backbone: str, weights: str) -> WeightsSource:
     )
 
 
-def default_entry(backbone: str) -> Any:
+def default_entry(backbone: str) -> WeightsEnum:
     """Give the enum value whose preprocessing stands for files and random weights."""
-    return get_model_weights(backbone).DEFAULT
+    return get_model_weights(backbone)["DEFAULT"]
 
 
 def read_tensors(source: WeightsSource, backbone: str) -> dict[str, Tensor] | None:
@@ -82,15 +81,15 @@ def read_tensors(source: WeightsSource, backbone: str) -> dict[str, Tensor] | No
     """
     if source.seed is not None:
         return None
-    path = source.path or _download(source.entry, backbone)
+    path = source.path or _download(source.entry or default_entry(backbone), backbone)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"weights file {path} cannot be read: {_one_line(error)}") from error
     except Exception as error:  # pickle, zip and torch each have errors of their own
         raise WeightsError(
-            f"weights file {path} is not a state dict that torch can read (corrupt, or another "
-            f"format): {_one_line(error)}; save one with torch.save(model.state_dict(), FILE)"
+            f"weights file {path} is corrupt or no state dict of torch ({type(error).__name__}); "
+            "save one with torch.save(model.state_dict(), FILE)"
         ) from error
     return _unwrap(loaded, path)
 
@@ -139,7 +138,8 @@ def tensor_digest(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in named_tensors(network).items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -155,7 +155,7 @@ def _random(weights: str) -> WeightsSource:
     return WeightsSource(f"{_RANDOM}{int(seed)}", f"{_RANDOM}{int(seed)}", seed=int(seed))
 
 
-def _download(entry: Any, backbone: str) -> Path:
+def _download(entry: WeightsEnum, backbone: str) -> Path:
     """Find an enum's file in the checkpoint folder, or fetch it there.
 
     Not `torch.hub.load_state_dict_from_url`: that waits without a time limit where a firewall

@@ -14,7 +14,7 @@ def publish_summary(source: str, spec: str, summary: Summary) -> None:
     rows = [
         {"what": name.replace("_", " "), "value": value}
         for name, value in summary.as_json().items()
-        if value is not None and not isinstance(value, list)
+        if value is not None and not isinstance(value, list | dict)
     ]
     create_table_artifact(
         table=rows, key="ingest-summary", description=f"Ingest of `{source}` with spec `{spec}`"

@@ -6,15 +6,16 @@ leases of a dead run free and goes on.
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any, Literal
 
 from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Completed, State
+from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from sqlalchemy import Engine
 
@@ -176,13 +177,13 @@ def _finish(
     summary.done = standing["done"]
     summary.failed = standing["failed"]
     summary.pending = standing["pending"] + standing["leased"]
+    failed = failures(engine, source_id=source_id, spec=stored.name)
+    summary.reasons = dict(Counter(failure.reason for failure in failed).most_common(10))
     troubled = bool(summary.failed or summary.unlisted)
     state = "completed_with_errors" if troubled else "completed"
     finish_run(engine, run_id, state, json.dumps(summary.as_json()))
     publish_summary(folder.root, stored.name, summary)
-    publish_failures(
-        folder.root, stored.name, failures(engine, source_id=source_id, spec=stored.name)
-    )
+    publish_failures(folder.root, stored.name, failed)
     ears.finished(summary)
     message = f"{summary.new} new, {summary.changed} changed, {summary.failed} failed"
     if troubled:

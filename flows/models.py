@@ -5,13 +5,13 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 
-from extractor.features import DecodedImage, FeatureExtractor, PatchFeatures
-from extractor.precision import check_precision, device_kind
 from sqlalchemy import Engine
 
 from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.backbone import Backbone, load_backbone
 from extractor.errors import ImageError
+from extractor.features import DecodedImage, FeatureExtractor, PatchFeatures
+from extractor.precision import check_precision, device_kind
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
@@ -45,8 +45,11 @@ class Model:
     float32, unless the store knows the answer for this spec and kind of device already.
     """
 
-    def __init__(self, engine: Engine, stored: StoredSpec, precision: str) -> None:
-        """Raises WeightsError, DeviceError."""
+    def __init__(
+        self, engine: Engine, stored: StoredSpec, precision: str, *, record: bool = True
+    ) -> None:
+        """`record` keeps what `auto` finds in the store. Raises WeightsError, DeviceError."""
+        self._record = record
         self._engine = engine
         self._stored = stored
         self._spec = feature_spec(stored)
@@ -88,6 +91,8 @@ class Model:
             return known
         check = check_precision(self._spec, self._backbone, images, device=self._settings.device)
         logger.info("precision %s on %s: %s", check.precision, kind, check.detail)
+        if not self._record:
+            return check.precision
         return record_precision(
             self._engine,
             self._stored,

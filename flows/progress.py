@@ -13,7 +13,8 @@ class Summary:
 
     `found` = `new` + `changed` + `moved` + `unchanged` compares files with the last scan;
     `done`, `failed` and `pending` say where these files stand after the run and add up to `found`;
-    `patches` and `seconds` are this run's own.
+    `patches` and `seconds` are this run's own. `others` are files that are no images, `unlisted`
+    folders that could not be listed, `reasons` how often images fail for which reason.
     """
 
     found: int = 0
@@ -28,10 +29,11 @@ class Summary:
     patches: int = 0
     seconds: float = 0.0
     patches_per_second: float = 0.0
-    others: int = field(default=0, metadata={"about": "files that are no images"})
+    others: int = 0
     precision: str | None = None
     startup_seconds: float = 0.0
     unlisted: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The summary as plain values."""

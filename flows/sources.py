@@ -1,21 +1,16 @@
-"""Where images come from. A source lists its files and reads one by its URI.
-
-A URI of a local file is its absolute path, as fsspec writes it too. A name that is not UTF-8
-cannot be stored as text; its URI is the percent-encoded `file://` form.
-"""
+"""Where images come from. A source lists its files and reads one by its URI."""
 
 import mimetypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 from extractor.images import image_suffixes
+from extractor.uris import absolute, path_of, uri_of
 
 from .errors import SourceError
 
-FILE_SCHEME = "file://"
 # First bytes of the formats that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"RIFF", b"BM")
 
@@ -43,7 +38,7 @@ class FolderSource:
 
     def __init__(self, folder: str | Path) -> None:
         """Raises SourceError unless `folder` is one that can be listed."""
-        path = Path(os.path.abspath(Path(folder).expanduser()))  # noqa: PTH100 (keeps links' names)
+        path = absolute(folder)
         if not path.exists():
             raise SourceError(f"{folder} does not exist; expected a folder with images")
         if not path.is_dir():
@@ -77,23 +72,6 @@ class FolderSource:
 
     def _note_unlisted(self, error: OSError) -> None:
         self.unlisted.append(f"{error.filename}: {error.strerror}")
-
-
-def uri_of(path: Path) -> str:
-    """The URI of an absolute path."""
-    text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return path.as_uri()
-    return text
-
-
-def path_of(uri: str) -> Path:
-    """The path of a URI: the inverse of `uri_of`; takes `file://` for every file."""
-    if uri.startswith(FILE_SCHEME):
-        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE_SCHEME))))
-    return Path(uri)
 
 
 def looks_like_image(path: Path, suffixes: frozenset[str]) -> bool:

@@ -1,0 +1,70 @@
+"""Which device computes, and which precisions it runs natively."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import DeviceError
+
+FLOAT32 = "float32"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Find the device of a name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        DeviceError: when it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device is {name!r}; give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {name!r} is not there, torch sees {torch.cuda.device_count()} CUDA devices; "
+            "give auto or cpu, or see whether `nvidia-smi` lists it"
+        )
+    return device
+
+
+def device_kind(device: torch.device) -> str:
+    """Name what precision depends on: ``cpu``, ``cpu avx512_bf16``, ``cuda NVIDIA H200``."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    instructions = _bf16_instructions()
+    return f"cpu {instructions}" if instructions else "cpu"
+
+
+def candidates(device: torch.device) -> tuple[str, ...]:
+    """List the low precisions that a device computes natively; emulated ones are slower."""
+    if device.type != "cuda":
+        return ("bf16",) if _bf16_instructions() else ()
+    capability = torch.cuda.get_device_capability(device)
+    return ("fp16", "bf16") if capability >= (8, 0) else ("fp16",) if capability >= (7, 0) else ()
+
+
+def check_device_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that a device does not run natively.
+
+    Raises:
+        DeviceError: naming those it does.
+    """
+    known = (FLOAT32, *candidates(device))
+    if precision not in known:
+        raise DeviceError(
+            f"precision is {precision!r}; {device_kind(device)} runs {', '.join(known)}: give one "
+            "of these"
+        )
+
+
+def _bf16_instructions() -> str | None:
+    if not torch._C._has_mkldnn:
+        return None
+    has = torch.cpu.get_capabilities()
+    # x86 names its extension after AVX-512, ARM after the format.
+    return next((name for name in ("avx512_bf16", "bf16") if has.get(name)), None)

@@ -1,0 +1,32 @@
+"""How a local image file is named: its absolute path, as fsspec writes it too.
+
+A name that is not UTF-8 cannot be kept as text; its URI is the percent-encoded `file://` form.
+"""
+
+import os
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+FILE_SCHEME = "file://"
+
+
+def absolute(path: str | Path) -> Path:
+    """The absolute path with links kept as they are named: `photos/current` stays that."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
+
+
+def uri_of(path: Path) -> str:
+    """The URI of an absolute path."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return path.as_uri()
+    return text
+
+
+def path_of(uri: str) -> Path:
+    """The path of a URI: the inverse of `uri_of`; takes `file://` for every file."""
+    if uri.startswith(FILE_SCHEME):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE_SCHEME))))
+    return Path(uri)

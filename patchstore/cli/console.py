@@ -1,0 +1,61 @@
+"""What every command shares: where text goes, exit codes, errors as one line."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+OK = 0
+FAILED = 1
+SOME_IMAGES_FAILED = 3
+INTERRUPTED = 130
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def fail(message: str) -> NoReturn:
+    """Prints one line to standard error and ends with exit code 1."""
+    say(f"error: {message}")
+    raise SystemExit(FAILED)
+
+
+def say(line: str) -> None:
+    """A line for the person, on standard error."""
+    err.print(line, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """A plain table on standard output; numbers to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    cells = [[str(cell) for cell in row] for row in rows]
+    for index, column in enumerate(columns):
+        numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    out.print(table, markup=False)
+
+
+def causes(error: BaseException) -> str:
+    """An error and what lies below it, in one line, each part once."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        text = " ".join(str(current).split()) or type(current).__name__
+        if not any(text in part for part in parts):
+            parts.append(text)
+        current = current.__cause__
+    return "; ".join(parts)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()

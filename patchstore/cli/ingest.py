@@ -1,0 +1,123 @@
+"""`patchstore ingest`: bring the vectors of a folder up to date, and show how it goes."""
+
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchstore.words import DEFAULT_SPEC
+
+from .console import FAILED, SOME_IMAGES_FAILED, causes, print_json, say
+
+if TYPE_CHECKING:
+    from flows.progress import Summary
+
+# The words that scripts rely on.
+SUMMARY_KEYS = (
+    "found",
+    "new",
+    "changed",
+    "moved",
+    "unchanged",
+    "vanished",
+    "done",
+    "failed",
+    "pending",
+    "patches",
+    "seconds",
+    "patches_per_second",
+)
+
+
+class Precision(StrEnum):
+    """What the forward pass computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def ingest(
+    source: Annotated[str, typer.Argument(help="Folder with images.")],
+    spec: Annotated[str, typer.Option(help="Spec to compute.")] = DEFAULT_SPEC,
+    precision: Annotated[
+        Precision, typer.Option(help="auto: the fastest that agrees with float32, as checked.")
+    ] = Precision.auto,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what a run would do and cost; change nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as one JSON object.")
+    ] = False,
+) -> None:
+    """Compute vectors of new and changed images; forget vanished ones. Safe to kill and repeat.
+
+    Exit code 0: every image is done; 3: some images failed; 1: the run itself failed.
+    """
+    from flows.sources import FolderSource
+    from patchstore.store import open_store, spec_for_ingest
+
+    FolderSource(source)  # a wrong path is said at once
+    engine = open_store()
+    stored = spec_for_ingest(engine, spec)
+    if dry_run:
+        from patchstore.estimate import estimate
+
+        plan = estimate(engine, stored, source, precision.value)
+        print_json(plan.as_json()) if as_json else say(plan.text())
+        return
+    summary = run(source, stored.name, precision.value)
+    if as_json:
+        print_json({key: getattr(summary, key) for key in SUMMARY_KEYS})
+    else:
+        for line in describe(summary, source, stored.name):
+            say(line)
+    if summary.failed:
+        raise SystemExit(SOME_IMAGES_FAILED)
+
+
+def run(source: str, spec: str, precision: str) -> "Summary":
+    """Runs the flow with a progress bar; ends the command where the run itself failed."""
+    begun = time.monotonic()
+    from db.settings import StoreSettings
+    from flows import environment
+
+    environment.prepare(StoreSettings().resolved_home(), command=True)
+    from flows.ingest import ingest as flow
+    from flows.progress import listening
+
+    from .progress import ProgressBar
+
+    with ProgressBar(begun) as bar, listening(bar):
+        state: Any = flow(source, spec, precision, return_state=True)
+    if state.is_failed() or state.is_crashed() or bar.summary is None:
+        error = state.result(raise_on_failure=False)
+        detail = causes(error) if isinstance(error, BaseException) else state.message
+        say(f"error: the run failed: {detail}")
+        raise SystemExit(FAILED)
+    return bar.summary
+
+
+def describe(summary: "Summary", source: str, spec: str) -> list[str]:
+    """The summary as lines for a person, with the reasons of failures."""
+    lines = [
+        f"{source} · spec {spec} · {summary.seconds:.1f} s"
+        f" (and {summary.startup_seconds:.1f} s to start)",
+        f"  found {summary.found}: {summary.new} new, {summary.changed} changed, "
+        f"{summary.moved} moved, {summary.unchanged} unchanged; {summary.vanished} vanished",
+        f"  done {summary.done}, failed {summary.failed}, pending {summary.pending}",
+    ]
+    if summary.patches:
+        lines.append(
+            f"  {summary.patches:,} patches at {summary.patches_per_second:,.1f} patches/s"
+            f" in {summary.precision}"
+        )
+    if summary.others:
+        lines.append(f"  {summary.others} other files are no images")
+    lines += [f"  not listed: {folder}" for folder in summary.unlisted]
+    if summary.failed:
+        lines += [f"  {count} × {reason}" for reason, count in summary.reasons.items()]
+        lines.append("  each of them: patchstore failures")
+    return lines

@@ -1,0 +1,53 @@
+"""Puts the commands together and turns errors into one line and an exit code."""
+
+import click
+import typer
+
+from . import database, ingest, reports, search, spec
+from .console import INTERRUPTED, causes, fail, say
+
+app = typer.Typer(
+    name="patchstore",
+    help="Patch feature vectors of your pictures, kept up to date in your own Postgres.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("ingest")(ingest.ingest)
+app.command("search")(search.search)
+app.command("status")(reports.status)
+app.command("failures")(reports.failures)
+app.command("retry")(reports.retry)
+app.command("export")(reports.export)
+app.command("prune")(reports.prune)
+app.add_typer(spec.app, name="spec")
+app.add_typer(database.app, name="db")
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        say("stopped; what was finished is stored, run the same command again to go on")
+        raise SystemExit(INTERRUPTED) from None
+    except click.exceptions.Abort:
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        if not is_expected(error):
+            raise
+        fail(causes(error))
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether an error is a person's to mend: one line, no traceback."""
+    from pydantic import ValidationError
+
+    from db.errors import StoreError
+    from extractor.errors import ExtractorError
+    from flows.errors import FlowError
+    from patchstore.errors import PatchstoreError
+
+    kinds = (StoreError, ExtractorError, FlowError, PatchstoreError, ValidationError, OSError)
+    return isinstance(error, kinds)

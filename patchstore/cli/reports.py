@@ -1,0 +1,111 @@
+"""`patchstore status|failures|retry|export|prune`: what is there, and what to do about it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import out, print_json, print_table, say
+
+Spec = Annotated[str | None, typer.Option(help="Only this spec.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def status(as_json: Json = False) -> None:
+    """Show where each source stands under each spec, and the last runs."""
+    from dataclasses import asdict
+
+    from db.reports import last_runs
+    from db.reports import status as counts
+    from patchstore.store import open_store
+
+    engine = open_store()
+    rows, runs = counts(engine), last_runs(engine)
+    if as_json:
+        print_json({"sources": [asdict(r) for r in rows], "runs": [asdict(r) for r in runs]})
+        return
+    if not rows:
+        say("nothing ingested yet; run: patchstore ingest FOLDER")
+        return
+    print_table(
+        ("source", "spec", "found", "done", "failed", "pending", "patches"),
+        (
+            (r.source, r.spec, r.found, r.done, r.failed, r.pending + r.leased, r.patches)
+            for r in rows
+        ),
+    )
+    out.print()
+    print_table(
+        ("run", "started", "state", "source", "spec", "new", "changed", "failed", "patches"),
+        (
+            (
+                r.id,
+                f"{r.started_at:%Y-%m-%d %H:%M:%S}",
+                r.state.replace("_", " "),
+                r.source,
+                r.spec,
+                *(
+                    (r.summary or {}).get(key, "-")
+                    for key in ("new", "changed", "failed", "patches")
+                ),
+            )
+            for r in runs
+        ),
+    )
+
+
+def failures(spec: Spec = None, as_json: Json = False) -> None:
+    """List the files that have no vectors, each with its reason."""
+    from db.reports import failures as failed
+    from patchstore.store import open_store
+
+    rows = failed(open_store(), spec=spec)
+    if as_json:
+        print_json([{"uri": row.uri, "reason": row.reason} for row in rows])
+        return
+    for row in rows:
+        out.print(f"{row.uri}: {row.reason}", markup=False)
+    if not rows:
+        say("no failures")
+
+
+def retry(
+    source: Annotated[Path | None, typer.Argument(help="Only this folder.")] = None,
+    spec: Spec = None,
+) -> None:
+    """Queue failed images again; the next ingest computes them."""
+    from db.ledger import retry_failed
+    from extractor.uris import absolute, uri_of
+    from patchstore.store import open_store
+
+    root = None if source is None else uri_of(absolute(source))
+    count = retry_failed(open_store(), spec, root)
+    then = "; run patchstore ingest FOLDER to compute them" if count else ""
+    say(f"{count} failed images are pending again{then}")
+
+
+def export(
+    spec: Annotated[str, typer.Option(help="Spec to export.")],
+    to: Annotated[Path, typer.Option(metavar="FILE.npz|FILE.parquet", help="File to write.")],
+) -> None:
+    """Write a spec's matrix of vectors (N x D) with boxes and URIs."""
+    from db.specs import get_spec
+    from patchstore.export import check_target, write_matrix
+    from patchstore.store import open_store
+
+    check_target(to)
+    engine = open_store()
+    count = write_matrix(engine, get_spec(engine, spec), to)
+    say(f"wrote {count} vectors to {to}")
+
+
+def prune() -> None:
+    """Delete what vanished from the sources, vectors included, for good."""
+    from db.catalog import prune as run
+    from patchstore.store import open_store
+
+    deleted = run(open_store())
+    say(
+        f"deleted {deleted['locations']} vanished files, {deleted['images']} images, "
+        f"{deleted['patches']} patches"
+    )

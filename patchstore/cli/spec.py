@@ -1,0 +1,116 @@
+"""`patchstore spec`: immutable recipes of feature vectors."""
+
+from typing import Annotated
+
+import typer
+
+from .console import out, print_json, print_table, say
+
+app = typer.Typer(help="Feature specs: add one, list them, show one.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Name of the new spec.")],
+    backbone: Annotated[
+        str, typer.Option(help="A torchvision classification network.")
+    ] = "resnet18",
+    weights: Annotated[
+        str, typer.Option(help="A torchvision weights name, a FILE, or random:SEED.")
+    ] = "IMAGENET1K_V1",
+    layer: Annotated[
+        str, typer.Option(help="Node to cut at; penultimate is what enters the classifier.")
+    ] = "penultimate",
+    pooling: Annotated[
+        str | None, typer.Option(help="For --layer: avg, max, gem or flatten.  [default: avg]")
+    ] = None,
+    patch_size: Annotated[int, typer.Option(help="Side of a patch, pixels.")] = 224,
+    stride: Annotated[int, typer.Option(help="Step between patches, pixels.")] = 112,
+    edge: Annotated[
+        str,
+        typer.Option(help="drop: whole patches only; cover: shift the last inward; pad: reflect."),
+    ] = "cover",
+    scale: Annotated[
+        list[float] | None, typer.Option(help="Scale to see the image at; repeat for more.")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Side that patches are resized to.  [default: as needed]")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="cosine (vectors are L2-normalised), l2 or ip.")
+    ] = "cosine",
+    as_json: Json = False,
+) -> None:
+    """Add a spec. Adding the same recipe again changes nothing; another one is refused."""
+    from extractor.backbone import resolve
+    from extractor.spec import Recipe
+    from patchstore.store import open_store, register
+
+    engine = open_store()
+    resolved = resolve(
+        Recipe(
+            backbone=backbone,
+            weights=weights,
+            layer=layer,
+            pooling=pooling,
+            patch_size=patch_size,
+            stride=stride,
+            edge=edge,
+            scales=tuple(scale or (1.0,)),
+            input_size=input_size,
+            metric=metric,
+        )
+    )
+    stored = register(engine, name, resolved)
+    if as_json:
+        print_json({"name": stored.name, "digest": stored.digest, **stored.recipe})
+        return
+    say(f"spec {name}: {backbone}, {stored.dim} dimensions, digest {stored.digest[:12]}")
+    say(f"next: patchstore ingest FOLDER --spec {name}")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the specs."""
+    from db.specs import list_specs
+    from patchstore.store import open_store
+
+    columns = ("name", "backbone", "weights", "patch", "stride", "edge", "dim", "metric", "digest")
+    print_table(
+        columns,
+        (
+            (
+                spec.name,
+                spec.recipe["backbone"],
+                spec.recipe["weights"],
+                spec.recipe["patch_size"],
+                spec.recipe["stride"],
+                spec.recipe["edge"],
+                spec.dim,
+                spec.metric.name,
+                spec.digest[:12],
+            )
+            for spec in list_specs(open_store())
+        ),
+    )
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of the spec.")], as_json: Json = False
+) -> None:
+    """Show every field of a spec."""
+    from db.specs import get_spec
+    from patchstore.store import open_store
+
+    spec = get_spec(open_store(), name)
+    fields = {"name": spec.name, "digest": spec.digest, **spec.recipe}
+    if as_json:
+        print_json(fields)
+        return
+    width = max(map(len, fields)) + 2
+    for field, value in fields.items():
+        out.print(f"{field:<{width}}{value}", markup=False)
+    out.print(f"{'weights found at':<{width}}{spec.weights_source}", markup=False)

@@ -1,0 +1,154 @@
+"""What a run would do and cost, without doing it."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine
+
+from db.catalog import KnownFile, known_files
+from db.reports import source_id
+from db.settings import StoreSettings
+from db.specs import StoredSpec
+from db.storage import estimate_bytes
+from extractor.errors import ImageError
+from extractor.features import DecodedImage
+from extractor.grid import count_patches, make_grid
+from extractor.images import read_image, read_size
+from extractor.settings import ExtractorSettings
+from extractor.spec import FeatureSpec
+from flows.models import Model, feature_spec
+from flows.scan import CHUNK, chunks, is_unchanged
+from flows.settings import FlowSettings
+from flows.sources import FolderSource, FoundFile
+
+SAMPLE_PATCHES = 256
+SAMPLE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. Sizes are of the new rows, in Postgres, index included."""
+
+    found: int
+    new: int
+    changed: int
+    unchanged: int
+    images: int
+    unreadable: int
+    patches: int
+    patches_per_second: float
+    seconds: float
+    gigabytes: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The plan for a person."""
+        return (
+            f"found {self.found} images: {self.new} new, {self.changed} changed, "
+            f"{self.unchanged} unchanged\n"
+            f"a run would compute {self.images} images ({self.unreadable} of them are likely to "
+            f"fail), {self.patches:,} patches\n"
+            f"in about {self.seconds:,.0f} s at {self.patches_per_second:,.1f} patches/s, "
+            f"and add {self.gigabytes:.3f} GB to Postgres\n"
+            "nothing was changed"
+        )
+
+
+def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) -> Plan:
+    """Looks at names, marks and headers, and measures the forward pass on a few images."""
+    source = FolderSource(folder)
+    spec = feature_spec(stored)
+    known_source = source_id(engine, source.root)
+    counts = {"found": 0, "new": 0, "changed": 0, "unchanged": 0}
+    due: list[FoundFile] = []
+    for chunk in chunks(source.files(), CHUNK):
+        known: dict[str, KnownFile] = {}
+        if known_source is not None:
+            known = known_files(engine, known_source, [file.uri for file in chunk])
+        for file in chunk:
+            counts["found"] += 1
+            if is_unchanged(file, known.get(file.uri)):
+                counts["unchanged"] += 1
+            else:
+                counts["changed" if file.uri in known else "new"] += 1
+                due.append(file)
+    sizes = [_patches(source, file, spec) for file in due]
+    patches = sum(sizes)
+    rate = _measure(engine, stored, source, due, precision) if patches else 0.0
+    rows = estimate_bytes(stored.dim, patches, index_threshold=StoreSettings().index_threshold)
+    return Plan(
+        **counts,
+        images=len(due),
+        unreadable=sizes.count(0),
+        patches=patches,
+        patches_per_second=round(rate, 1),
+        seconds=round(patches / rate, 1) if rate else 0.0,
+        gigabytes=round(rows / 1e9, 3),
+    )
+
+
+def _patches(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> int:
+    try:
+        width, height = read_size(source.read(file.uri))
+    except (OSError, ImageError):
+        return 0
+    return count_patches(
+        width,
+        height,
+        patch_size=spec.patch_size,
+        stride=spec.stride,
+        edge=spec.edge,
+        scales=spec.scales,
+    )
+
+
+def _measure(
+    engine: Engine,
+    stored: StoredSpec,
+    source: FolderSource,
+    files: list[FoundFile],
+    precision: str,
+) -> float:
+    """Patches a second, decoding included, over a few images spread over the source."""
+    model = Model(engine, stored, precision, record=False)
+    spec = feature_spec(stored)
+    order = np.random.default_rng(0).permutation(len(files))
+    images: list[DecodedImage] = []
+    patches = 0
+    begun = time.monotonic()
+    for index in order.tolist():
+        image = _decode(source, files[index], spec)
+        if image is not None:
+            images.append(image)
+            patches += len(image.grid.boxes)
+        if patches >= SAMPLE_PATCHES or time.monotonic() - begun > SAMPLE_S:
+            break
+    if not patches:
+        return 0.0
+    decoding_s = time.monotonic() - begun
+    model.extract(images[:1])  # the first pass allocates and chooses; it is not the pace
+    begun = time.monotonic()
+    model.extract(images)
+    # Decoding runs beside the forward pass: the slower one sets the pace.
+    return patches / max(time.monotonic() - begun, decoding_s / FlowSettings().window)
+
+
+def _decode(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> DecodedImage | None:
+    try:
+        pixels = read_image(source.read(file.uri), max_pixels=ExtractorSettings().max_pixels)
+        grid = make_grid(
+            pixels.shape[1],
+            pixels.shape[0],
+            patch_size=spec.patch_size,
+            stride=spec.stride,
+            edge=spec.edge,
+            scales=spec.scales,
+        )
+    except (OSError, ImageError):
+        return None
+    return DecodedImage(pixels, grid)

@@ -1,0 +1,75 @@
+"""Writing a spec's matrix to a file: `.npz` for numpy, `.parquet` for everything else."""
+
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import Engine
+
+from db.reports import patch_matrix
+from db.specs import StoredSpec
+
+from .errors import PatchstoreError
+
+SUFFIXES = (".npz", ".parquet")
+
+
+def check_target(path: Path) -> None:
+    """Raises PatchstoreError unless `path` is a file that can be written."""
+    if path.suffix not in SUFFIXES:
+        raise PatchstoreError(f"{path} must end in {' or '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise PatchstoreError(f"the folder {path.parent} does not exist")
+
+
+def write_matrix(engine: Engine, spec: StoredSpec, path: Path) -> int:
+    """Writes vectors, boxes and URIs, ordered by URI and box; returns the number of rows.
+
+    `.npz` holds `vectors` float32 (N, D), `boxes` int32 (N, 4), `uris` (N,); `.parquet` the columns
+    `uri`, `x`, `y`, `width`, `height`, `vector`, written in stretches. The file appears under its
+    name when it is whole.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write = _write_npz if path.suffix == ".npz" else _write_parquet
+        count = write(engine, spec, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _write_npz(engine: Engine, spec: StoredSpec, path: Path) -> int:
+    stretches = list(patch_matrix(engine, spec))
+    vectors = [np.empty((0, spec.dim), np.float32), *(s.vectors for s in stretches)]
+    boxes = [np.empty((0, 4), np.int32), *(s.boxes for s in stretches)]
+    uris = [uri for stretch in stretches for uri in stretch.uris]
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            vectors=np.concatenate(vectors),
+            boxes=np.concatenate(boxes),
+            uris=np.array(uris, dtype=np.str_),
+        )
+    return len(uris)
+
+
+def _write_parquet(engine: Engine, spec: StoredSpec, path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("uri", pa.string()),
+            *((name, pa.int32()) for name in ("x", "y", "width", "height")),
+            ("vector", pa.list_(pa.float32(), spec.dim)),
+        ]
+    )
+    count = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for stretch in patch_matrix(engine, spec):
+            columns = [pa.array(stretch.uris), *(pa.array(c) for c in stretch.boxes.T)]
+            flat = pa.array(stretch.vectors.reshape(-1))
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, spec.dim))
+            writer.write_table(pa.table(columns, schema=schema))
+            count += len(stretch.uris)
+    return count

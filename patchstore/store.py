@@ -1,0 +1,82 @@
+"""Opening the store for a command: find it, bring its schema up, find the spec."""
+
+import json
+
+from sqlalchemy import Engine
+
+from db.engine import make_engine, store_errors
+from db.migrate import check_schema, current_revision, upgrade
+from db.server import connect, database_url
+from db.settings import StoreSettings
+from db.specs import NewSpec, StoredSpec, add_spec, get_spec, list_specs
+from extractor.backbone import ResolvedSpec, resolve
+from extractor.spec import Recipe
+
+from .words import DEFAULT_SPEC
+
+
+def open_store() -> Engine:
+    """The store, with its schema in place.
+
+    An empty database and the embedded one are migrated on the way. A database of someone's own
+    that holds an older schema is not: other programs may use it, so a person decides when.
+
+    Raises:
+        ConfigurationError: no pgvector, no right, no such database.
+        SchemaError: an older or newer schema.
+    """
+    settings = StoreSettings()
+    url = database_url(settings)
+    if settings.database_url is None or _is_empty():
+        upgrade(url)
+    engine = connect()
+    with store_errors(), engine.connect() as connection:
+        check_schema(connection)
+    return engine
+
+
+def _is_empty() -> bool:
+    engine = make_engine(database_url(), vectors=False)
+    try:
+        with store_errors(), engine.connect() as connection:
+            return current_revision(connection) is None
+    finally:
+        engine.dispose()
+
+
+def register(engine: Engine, name: str, resolved: ResolvedSpec) -> StoredSpec:
+    """Puts a resolved recipe into the store. Raises SpecConflict."""
+    spec = resolved.spec
+    return add_spec(
+        engine,
+        NewSpec(
+            name=name,
+            digest=spec.digest,
+            recipe=json.loads(spec.canonical_json()),
+            dim=spec.dim,
+            metric=spec.metric,
+            weights_source=resolved.weights_source,
+        ),
+    )
+
+
+def spec_for_ingest(engine: Engine, name: str) -> StoredSpec:
+    """The spec of that name; the default one is added when it is first used.
+
+    Raises:
+        NotFound: names the specs that exist.
+        WeightsError: the default's pretrained weights are not here and cannot be had.
+    """
+    if name == DEFAULT_SPEC and all(spec.name != name for spec in list_specs(engine)):
+        return register(engine, name, resolve(Recipe()))
+    return get_spec(engine, name)
+
+
+def spec_for_search(engine: Engine, name: str | None) -> StoredSpec:
+    """The spec of that name; without one the default, or the only one there is."""
+    if name is not None:
+        return get_spec(engine, name)
+    specs = list_specs(engine)
+    if len(specs) == 1:
+        return specs[0]
+    return get_spec(engine, DEFAULT_SPEC)
