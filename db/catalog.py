@@ -11,6 +11,8 @@ from sqlalchemy import Connection, Engine, text
 from .engine import store_errors
 from .specs import StoredSpec
 
+PRUNE_LOCK = 0x70617472  # shared by scans
+
 
 @dataclass(frozen=True)
 class KnownFile:
@@ -107,9 +109,10 @@ def record_files(
     """
     files = sorted(files, key=lambda file: file.uri)  # one order of locks for all scans
     with store_errors(), engine.begin() as connection:
+        _keep_prune_out(connection)
         _insert_images(connection, files)
         rows = connection.execute(text(_RECORD), _arrays(source_id, started, files)).all()
-        affected = sorted({i for r in rows for i in (r.image_id, r.old_image_id) if i is not None})
+        affected = sorted({i for r in rows for i in r.affected if i is not None})
         connection.execute(
             text(
                 "INSERT INTO patchstore.extraction (spec_id, image_id) "
@@ -141,6 +144,7 @@ def finish_scan(
         complete: False where some folder could not be listed; then nothing is marked.
     """
     with store_errors(), engine.begin() as connection:
+        _keep_prune_out(connection)
         connection.execute(
             text(
                 "INSERT INTO patchstore.extraction (spec_id, image_id) "
@@ -161,9 +165,13 @@ def finish_scan(
 def prune(engine: Engine) -> dict[str, int]:
     """Deletes vanished locations, then images that no location shows, with all their vectors.
 
-    Idempotent. Images that are leased right now stay for the next time.
+    Idempotent. Images that are leased right now stay for the next time, and so does the old content
+    of a changed file while searches show it.
     """
     with store_errors(), engine.begin() as connection:
+        # A scan at the same time would point at images that are being deleted.
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({PRUNE_LOCK})"))
+        connection.execute(text(_FORGET_PREVIOUS))
         locations = connection.execute(
             text("DELETE FROM patchstore.image_location WHERE vanished_at IS NOT NULL")
         ).rowcount
@@ -186,6 +194,10 @@ def prune(engine: Engine) -> dict[str, int]:
             rows = connection.execute(text(statement), {"images": list(orphans)})
             deleted[name] = rows.rowcount
         return deleted
+
+
+def _keep_prune_out(connection: Connection) -> None:
+    connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({PRUNE_LOCK})"))
 
 
 def _insert_images(connection: Connection, files: Sequence[SeenFile]) -> None:
@@ -217,7 +229,7 @@ def _arrays(source_id: int, started: datetime, files: Sequence[SeenFile]) -> dic
                     "size": f.size_bytes,
                     "mark": f.mark,
                     "sha256": None if f.sha256 is None else f.sha256.hex(),
-                    "error": f.error,
+                    "error": None if f.error is None else f.error.replace("\x00", "\\0"),
                 }
                 for f in files
             ]
@@ -242,15 +254,15 @@ WITH file AS MATERIALIZED (
       LEFT JOIN patchstore.image i ON i.sha256 = decode(f.sha256, 'hex')
      ORDER BY f.uri),
 old AS MATERIALIZED (
-    SELECT l.uri, l.image_id, l.previous_image_id, l.vanished_at,
+    SELECT l.uri, l.image_id, l.previous_image_id AS before, l.vanished_at,
            EXISTS (SELECT FROM patchstore.extraction e
                     WHERE e.image_id = l.image_id AND e.state = 'done') AS shown
       FROM patchstore.image_location l JOIN file USING (uri) WHERE l.source_id = :source),
 seen AS MATERIALIZED (
-    SELECT file.*, old.image_id AS old_image_id,
-           CASE WHEN file.image_id IS NOT DISTINCT FROM old.image_id THEN old.previous_image_id
+    SELECT file.*, old.image_id AS old_image_id, old.before,
+           CASE WHEN file.image_id IS NOT DISTINCT FROM old.image_id THEN old.before
                 WHEN old.shown THEN old.image_id
-                ELSE old.previous_image_id END AS previous_image_id,
+                ELSE old.before END AS previous_image_id,
            CASE WHEN old.uri IS NOT NULL AND old.vanished_at IS NULL THEN
                      CASE WHEN file.image_id IS NOT DISTINCT FROM old.image_id
                           THEN 'unchanged' ELSE 'changed' END
@@ -264,11 +276,11 @@ stored AS (
            (source_id, uri, size_bytes, mark, image_id, previous_image_id, error, last_seen)
     SELECT :source, uri, size, mark, image_id, previous_image_id, error, clock_timestamp()
       FROM seen ORDER BY uri
-    ON CONFLICT (source_id, uri) DO UPDATE SET
+    ON CONFLICT (source_id, hashtextextended(uri, 0), hashtextextended(uri, 1)) DO UPDATE SET
         size_bytes = excluded.size_bytes, mark = excluded.mark, image_id = excluded.image_id,
         previous_image_id = excluded.previous_image_id, error = excluded.error,
         last_seen = excluded.last_seen, vanished_at = NULL)
-SELECT uri, image_id, coalesce(old_image_id, previous_image_id) AS old_image_id, change FROM seen
+SELECT image_id, ARRAY[image_id, old_image_id, before] AS affected, change FROM seen
 """
 
 _VANISH = """
@@ -277,6 +289,12 @@ UPDATE patchstore.image_location l SET vanished_at = clock_timestamp()
 RETURNING l.image_id, l.previous_image_id, EXISTS (
     SELECT FROM patchstore.image_location n
      WHERE n.source_id = :source AND n.image_id = l.image_id AND n.first_seen >= :started) AS moved
+"""
+
+_FORGET_PREVIOUS = """
+UPDATE patchstore.image_location l SET previous_image_id = NULL
+ WHERE l.previous_image_id IS NOT NULL AND NOT EXISTS (
+    SELECT FROM patchstore.extraction e WHERE e.image_id = l.previous_image_id AND e.visible)
 """
 
 _PRUNE = {

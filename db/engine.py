@@ -8,6 +8,7 @@ import psycopg
 from pgvector.psycopg import register_vector
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from .errors import ConfigurationError, InvalidQuestion, NotFound, SchemaError, TransientStoreError
 
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TRANSIENT_STATES = frozenset({"57P01", "57P02", "57P03", "40001", "40P01", "55P03", "53300"})
 CONNECTION_CLASS = "08"
+# Raised by our functions; a number too large for its type, as a k of ten digits.
+INVALID_QUESTION_STATES = frozenset({"22023", "22003"})
 MISSING_SCHEMA_STATES = frozenset({"3F000", "42P01", "42883", "42703"})
 
 
@@ -27,7 +30,7 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise ConfigurationError(
             "PATCHSTORE_DATABASE_URL is not a URL; expected postgresql://user:password@host/database"
         ) from None
@@ -62,6 +65,7 @@ def _register_vector(connection: "psycopg.Connection[object]", _record: object) 
     try:
         register_vector(connection)
     except psycopg.ProgrammingError:
+        connection.close()  # SQLAlchemy forgets a connection that fails here
         raise SchemaError(
             "the database has no pgvector extension; run: patchstore db upgrade"
         ) from None
@@ -81,14 +85,14 @@ def store_errors() -> Iterator[None]:
     Raises:
         TransientStoreError: the same transaction may succeed in a moment.
         SchemaError: a table, column or function is missing.
-        NotFound, InvalidQuestion: raised by our SQL functions (P0002, 22023).
+        NotFound, InvalidQuestion: raised by our SQL functions (P0002, 22023), numbers out of range.
         ConfigurationError: anything else that the database refuses, in one line.
     """
     try:
         yield
     except DBAPIError as error:
         raise translate(error.orig or error) from error
-    except psycopg.Error as error:
+    except (psycopg.Error, PoolTimeout) as error:
         raise translate(error) from error
 
 
@@ -102,7 +106,7 @@ def translate(error: BaseException) -> Exception:
         return SchemaError(f"{line}; run: patchstore db upgrade")
     if state == "P0002":
         return NotFound(line)
-    if state == "22023":
+    if state in INVALID_QUESTION_STATES:
         return InvalidQuestion(line)
     return ConfigurationError(f"the database refused: {line}")
 
@@ -113,7 +117,9 @@ def is_transient(error: BaseException) -> bool:
     if state is not None:
         return state in TRANSIENT_STATES or str(state).startswith(CONNECTION_CLASS)
     # psycopg reports a refused or lost connection without an SQLSTATE.
-    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | InterfaceError)
+    return isinstance(
+        error, psycopg.OperationalError | psycopg.InterfaceError | InterfaceError | PoolTimeout
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -79,6 +79,8 @@ def build_index(
             logger.info("another process is building the index of %s", spec.name)
             return False
         try:
+            if is_indexed(engine, spec):  # built while this caller was on its way to the lock
+                return False
             _build(engine, connection, spec, memory_mb, on_progress)
         finally:
             connection.execute(text("SELECT pg_advisory_unlock(:class, :spec)"), lock)

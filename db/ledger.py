@@ -7,6 +7,7 @@ close. The term of a lease only matters where that lock cannot be seen (a pooler
 """
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,12 @@ LIVE_RUNS = f"""
     SELECT objid::bigint::int FROM pg_locks
      WHERE locktype = 'advisory' AND classid = {RUN_LOCK_CLASS} AND objsubid = 2 AND granted
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+# A lease that nobody holds any more.
+FREE = f"""
+    state = 'leased' AND (leased_until < clock_timestamp()
+                          OR run_id IS NULL OR run_id NOT IN ({LIVE_RUNS}))
 """
 
 
@@ -78,19 +85,26 @@ def finish_run(engine: Engine, run_id: int, state: str, summary: str | None) -> 
 
 
 def show_alive(connection: Connection, run_id: int) -> None:
-    """Takes the run's advisory lock; it is held until this connection closes."""
+    """Takes the run's advisory lock; it is held until this connection closes.
+
+    Shared: a run that connects again must not wait until Postgres notices that its old connection
+    is gone.
+    """
     connection.execute(
-        text("SELECT pg_advisory_lock(:class, :run)"), {"class": RUN_LOCK_CLASS, "run": run_id}
+        text("SELECT pg_advisory_lock_shared(:class, :run)"),
+        {"class": RUN_LOCK_CLASS, "run": run_id},
     )
     connection.commit()
 
 
 def renew_leases(connection: Connection, run_id: int, term_s: float) -> None:
-    """Gives every lease of the run a new term."""
+    """Gives the run's leases a new term, but those being written at this moment: it never waits."""
     connection.execute(
         text(
             "UPDATE patchstore.extraction SET leased_until = clock_timestamp() + "
-            "make_interval(secs => :term) WHERE run_id = :run AND state = 'leased'"
+            "make_interval(secs => :term) WHERE state = 'leased' AND (spec_id, image_id) IN ("
+            "  SELECT spec_id, image_id FROM patchstore.extraction"
+            "   WHERE run_id = :run AND state = 'leased' FOR UPDATE SKIP LOCKED)"
         ),
         {"term": term_s, "run": run_id},
     )
@@ -103,24 +117,46 @@ def reclaim(engine: Engine, spec: StoredSpec, max_attempts: int) -> int:
     An image that has been leased `max_attempts` times without an outcome fails with that reason:
     it probably kills its worker.
     """
+    values = {"spec": spec.id, "cap": max_attempts}
     with store_errors(), engine.begin() as connection:
         freed = connection.execute(
             text(
-                "UPDATE patchstore.extraction SET "
-                "  state = CASE WHEN attempts >= :cap THEN 'failed' ELSE 'pending' END, "
-                "  error = CASE WHEN attempts >= :cap THEN format("
-                "    'gave up after %s attempts that ended without an outcome', attempts) END, "
-                "  leased_until = NULL, run_id = NULL, updated_at = now() "
-                "WHERE (spec_id, image_id) IN ("
-                "  SELECT spec_id, image_id FROM patchstore.extraction"
-                "   WHERE spec_id = :spec AND state = 'leased'"
-                "     AND (leased_until < clock_timestamp()"
-                f"        OR run_id IS NULL OR run_id NOT IN ({LIVE_RUNS}))"
+                "UPDATE patchstore.extraction SET state = 'pending', leased_until = NULL, "
+                "  run_id = NULL, updated_at = now() "
+                "WHERE spec_id = :spec AND image_id IN ("
+                "  SELECT image_id FROM patchstore.extraction"
+                f"  WHERE spec_id = :spec AND attempts < :cap AND {FREE}"
                 "   ORDER BY image_id FOR UPDATE SKIP LOCKED)"
             ),
-            {"spec": spec.id, "cap": max_attempts},
+            values,
+        ).rowcount
+    with store_errors(), engine.connect() as connection:
+        poisonous = connection.execute(
+            text(
+                "SELECT image_id FROM patchstore.extraction "
+                f"WHERE spec_id = :spec AND attempts >= :cap AND {FREE} ORDER BY image_id"
+            ),
+            values,
+        ).scalars()
+        images = list(poisonous)
+    return int(freed) + sum(_give_up(engine, values, image) for image in images)
+
+
+def _give_up(engine: Engine, values: dict[str, Any], image_id: int) -> int:
+    with store_errors(), engine.begin() as connection:
+        locked = lock_images(connection, [image_id])
+        failed = connection.execute(
+            text(
+                "UPDATE patchstore.extraction SET state = 'failed', error = format("
+                "    'gave up after %s attempts that ended without an outcome', attempts), "
+                "  leased_until = NULL, run_id = NULL, updated_at = now() "
+                "WHERE spec_id = :spec AND image_id = :image AND attempts >= :cap "
+                f" AND {FREE}"
+            ),
+            {**values, "image": image_id},
         )
-        return freed.rowcount
+        refresh_visibility(connection, locked)
+        return failed.rowcount
 
 
 def lease_batch(
@@ -179,6 +215,7 @@ def fail_image(engine: Engine, lease: Lease, reason: str) -> bool:
     A file whose new content fails shows its old content no longer.
     """
     with store_errors(), engine.begin() as connection:
+        locked = lock_images(connection, [lease.image_id])
         failed = connection.execute(
             text(
                 "UPDATE patchstore.extraction SET state = 'failed', error = :reason, "
@@ -186,10 +223,10 @@ def fail_image(engine: Engine, lease: Lease, reason: str) -> bool:
                 "WHERE spec_id = :spec AND image_id = :image AND fence = :fence "
                 "  AND state = 'leased'"
             ),
-            {**_key(lease), "reason": reason},
+            {**_key(lease), "reason": without_nul(reason)},
         )
         if failed.rowcount:
-            refresh_visibility(connection, lease.image_id)
+            refresh_visibility(connection, locked)
         return bool(failed.rowcount)
 
 
@@ -208,13 +245,14 @@ def release_image(engine: Engine, lease: Lease) -> None:
 
 
 def retry_failed(engine: Engine, spec_name: str | None, root: str | None) -> int:
-    """Makes failed images pending again, and unreadable files due for another look."""
+    """Makes failed images pending again; returns how many. Unreadable files need none of this:
+    every scan looks at them again.
+    """
     with store_errors(), engine.begin() as connection:
-        retried = connection.execute(
+        failed = connection.execute(
             text(
-                "UPDATE patchstore.extraction e SET state = 'pending', error = NULL, "
-                "  attempts = 0, run_id = NULL, updated_at = now() "
-                "FROM patchstore.feature_spec s WHERE s.id = e.spec_id AND e.state = 'failed' "
+                "SELECT e.spec_id, e.image_id FROM patchstore.extraction e "
+                "  JOIN patchstore.feature_spec s ON s.id = e.spec_id WHERE e.state = 'failed' "
                 "  AND (CAST(:spec AS text) IS NULL OR s.name = :spec) "
                 "  AND (CAST(:root AS text) IS NULL OR EXISTS ("
                 "    SELECT FROM patchstore.image_location l JOIN patchstore.source o"
@@ -222,21 +260,50 @@ def retry_failed(engine: Engine, spec_name: str | None, root: str | None) -> int
                 "     WHERE l.image_id = e.image_id AND o.root = :root))"
             ),
             {"spec": spec_name, "root": root},
+        ).all()
+        locked = lock_images(connection, [row.image_id for row in failed])
+        retried = connection.execute(
+            text(
+                "UPDATE patchstore.extraction SET state = 'pending', error = NULL, "
+                "  attempts = 0, run_id = NULL, updated_at = now() "
+                "WHERE state = 'failed' AND (spec_id, image_id) IN (SELECT * FROM unnest("
+                "  CAST(:specs AS integer[]), CAST(:images AS bigint[])))"
+            ),
+            {"specs": [r.spec_id for r in failed], "images": [r.image_id for r in failed]},
         )
+        refresh_visibility(connection, locked)
         return retried.rowcount
 
 
-def refresh_visibility(connection: Connection, image_id: int) -> None:
-    """Recomputes what searches show of an image and of those that it replaces."""
-    connection.execute(
+def lock_images(connection: Connection, image_ids: Sequence[int]) -> list[int]:
+    """Locks the ledger's rows of these images and of those that they replace; returns all ids.
+
+    Everybody who changes rows takes these locks first and in this order, that of
+    `patchstore.refresh_visibility`: whoever took one later could meet another going the other way.
+    """
+    locked = connection.execute(
         text(
-            "SELECT patchstore.refresh_visibility(array("
-            "  SELECT CAST(:image AS bigint) UNION "
+            "SELECT image_id FROM patchstore.extraction WHERE image_id = ANY (array("
+            "  SELECT unnest(CAST(:images AS bigint[])) UNION "
             "  SELECT previous_image_id FROM patchstore.image_location"
-            "   WHERE image_id = :image AND previous_image_id IS NOT NULL))"
+            "   WHERE image_id = ANY (:images) AND previous_image_id IS NOT NULL)) "
+            "ORDER BY image_id, spec_id FOR UPDATE"
         ),
-        {"image": image_id},
+        {"images": list(image_ids)},
     )
+    return sorted(set(locked.scalars()))
+
+
+def refresh_visibility(connection: Connection, image_ids: Sequence[int]) -> None:
+    """Recomputes what searches show of these images."""
+    connection.execute(
+        text("SELECT patchstore.refresh_visibility(:images)"), {"images": list(image_ids)}
+    )
+
+
+def without_nul(message: str) -> str:
+    """A message as Postgres can store it: decoders quote bytes of broken files."""
+    return message.replace("\x00", "\\0")
 
 
 def _key(lease: Lease) -> dict[str, Any]:

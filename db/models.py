@@ -131,9 +131,16 @@ image_location = Table(
     timestamp("first_seen"),
     timestamp("last_seen"),
     timestamp("vanished_at", required=False),
-    UniqueConstraint("source_id", "uri"),
     CheckConstraint("(image_id IS NULL) = (error IS NOT NULL)", name="content_or_error"),
-    Index("ix_image_location_uri", "uri"),
+    # By hashes, for a URI may be longer than an entry of a B-tree (2,704 bytes).
+    Index(
+        "uq_image_location_source_id_uri",
+        "source_id",
+        text("hashtextextended(uri, 0)"),
+        text("hashtextextended(uri, 1)"),
+        unique=True,
+    ),
+    Index("ix_image_location_uri", "uri", postgresql_using="hash"),
     Index("ix_image_location_image_id", "image_id"),
     Index(
         "ix_image_location_previous_image_id",

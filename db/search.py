@@ -71,8 +71,8 @@ def search(
     with store_errors(), engine.connect() as connection:
         rows = connection.execute(
             text(
-                f"SELECT * FROM patchstore.{function}(:spec, CAST(:query AS vector), :k, "
-                "CAST(:other AS bigint[]), :exact)"
+                f"SELECT * FROM patchstore.{function}(:spec, CAST(:query AS vector), "
+                "CAST(:k AS integer), CAST(:other AS bigint[]), :exact)"
             ),
             {
                 "spec": spec.name,
@@ -117,6 +117,7 @@ def find_patch(engine: Engine, spec: StoredSpec, uri: str, x: int, y: int) -> St
     Raises:
         NotFound: no such image in this spec, or no patch there.
     """
+    images = find_images(engine, uri)
     with store_errors(), engine.connect() as connection:
         row = connection.execute(
             text(
@@ -128,7 +129,7 @@ def find_patch(engine: Engine, spec: StoredSpec, uri: str, x: int, y: int) -> St
                 "ORDER BY (p.x = :x AND p.y = :y) DESC, "
                 "  abs(2 * p.x + p.width - 2 * :x) + abs(2 * p.y + p.height - 2 * :y), p.id LIMIT 1"
             ),
-            {"spec": spec.id, "images": find_images(engine, uri), "x": x, "y": y},
+            {"spec": spec.id, "images": images, "x": x, "y": y},
         ).one_or_none()
     if row is None:
         raise NotFound(f"spec {spec.name!r} has no patch of {uri} at {x},{y}")

@@ -1,7 +1,7 @@
 """Which Postgres: the one of `PATCHSTORE_DATABASE_URL`, or the embedded one under `home`.
 
 The embedded server keeps running when the command ends, so that `psql "$(patchstore db url)"` and
-other programs can use it; `patchstore db stop` stops it.
+other programs can use it; `patchstore stop` stops it.
 """
 
 import logging

@@ -7,10 +7,11 @@ from sqlalchemy import Connection, Engine, text
 
 from .engine import driver_connection, store_errors
 from .errors import CountMismatch, LeaseLost
-from .ledger import Lease, refresh_visibility
+from .ledger import Lease, lock_images, refresh_visibility
 from .specs import StoredSpec
 
 COLUMNS = ("spec_id", "image_id", "x", "y", "width", "height", "scale", "embedding")
+MAX_VALUE = 65_504.0  # of a halfvec
 TYPES = ("int4", "int8", "int4", "int4", "int4", "int4", "float4", "vector")
 
 
@@ -30,17 +31,17 @@ def replace_patches(
         lease: the right to write.
         boxes: int32 (N, 4) as x, y, width, height, inside the image.
         scales: float32 (N,).
-        vectors: float32 (N, D), finite, in the order of `boxes`.
+        vectors: float32 (N, D), finite, within +-65504, in the order of `boxes`.
 
     Raises:
         LeaseLost: the fence has moved on; nothing was written.
         CountMismatch: Postgres stored another number of rows; nothing was written.
         TransientStoreError: try again; after a lost COMMIT that finds the work done already.
-        ValueError: shapes or dtypes are not as above.
+        ValueError: shapes, dtypes or values are not as above.
     """
     _check_arrays(spec, boxes, scales, vectors)
     with store_errors(), engine.begin() as connection:
-        state = _lock_lease(connection, lease)
+        state, locked = _lock_lease(connection, lease)
         if state == "done":  # the COMMIT of an earlier try arrived, only its answer was lost
             return
         connection.execute(
@@ -49,7 +50,7 @@ def replace_patches(
         )
         _copy(connection, spec, lease.image_id, boxes, scales, vectors)
         _mark_done(connection, spec, lease, len(boxes))
-        refresh_visibility(connection, lease.image_id)
+        refresh_visibility(connection, locked)
 
 
 def _check_arrays(
@@ -63,23 +64,35 @@ def _check_arrays(
     for name, array in (("boxes", boxes), ("scales", scales), ("vectors", vectors)):
         if array.shape != expected[name]:
             raise ValueError(f"{name} has shape {array.shape}, expected {expected[name]}")
-    if vectors.dtype != np.float32:
-        raise ValueError(f"vectors have dtype {vectors.dtype}, expected float32")
     if n == 0:
         raise ValueError("an image without patches is a failure, not a result")
+    for name, array, dtype in (
+        ("boxes", boxes, np.int32),
+        ("scales", scales, np.float32),
+        ("vectors", vectors, np.float32),
+    ):
+        if array.dtype != dtype:
+            raise ValueError(f"{name} have dtype {array.dtype}, expected {np.dtype(dtype)}")
+    bad = np.flatnonzero(~(np.abs(vectors).max(axis=1) <= MAX_VALUE))
+    if bad.size:
+        raise ValueError(
+            f"vector {bad[0]} has a value that is not finite or beyond {MAX_VALUE:.0f}, "
+            "the most that the index can hold"
+        )
 
 
-def _lock_lease(connection: Connection, lease: Lease) -> str:
+def _lock_lease(connection: Connection, lease: Lease) -> tuple[str, list[int]]:
+    locked = lock_images(connection, [lease.image_id])
     row = connection.execute(
         text(
             "SELECT state, fence FROM patchstore.extraction "
-            "WHERE spec_id = :spec AND image_id = :image FOR UPDATE"
+            "WHERE spec_id = :spec AND image_id = :image"
         ),
         {"spec": lease.spec_id, "image": lease.image_id},
     ).one_or_none()
     if row is None or row.fence != lease.fence or row.state not in ("leased", "done"):
         raise LeaseLost(f"{lease.uri} belongs to another worker now")
-    return str(row.state)
+    return str(row.state), locked
 
 
 def _copy(

@@ -145,7 +145,8 @@ def load_backbone(spec: FeatureSpec, weights_source: str) -> Backbone:
 
 def backbone_names() -> list[str]:
     """List torchvision's classification networks, sorted."""
-    return list_models(module=models)
+    names: list[str] = list_models(module=models)
+    return names
 
 
 def _weights_place(spec: FeatureSpec, weights_source: str) -> str:
@@ -221,7 +222,8 @@ def _build(name: str, source: WeightsSource) -> nn.Module:
         options["image_size"] = (source.entry or default_entry(name)).meta["min_size"][0]
     with torch.random.fork_rng(devices=[]):  # building draws numbers that nobody else should miss
         torch.default_generator.manual_seed(source.seed or 0)
-        return get_model(name, weights=None, **options).eval()
+        network: nn.Module = get_model(name, weights=None, **options)
+    return network.eval()
 
 
 def _cut_classifier(network: nn.Module) -> nn.Module:

@@ -106,10 +106,13 @@ class FeatureExtractor:
             cannot be stored, which leaves the others as they are.
 
         Raises:
+            ImageError: when pixels are not of this shape, dtype, or their grid's size.
             torch.OutOfMemoryError: when the device cannot hold a single patch.
         """
         if not images:
             return []
+        for image in images:
+            _check_pixels(image.pixels, image.grid)
         counts = [len(image.grid) for image in images]
         vectors = self._vectors(
             [image.pixels for image in images],
@@ -133,7 +136,9 @@ class FeatureExtractor:
 
         Raises:
             DegenerateFeatures: when the vector cannot be compared.
+            ImageError: when these are not such pixels.
         """
+        _check_pixels(pixels)
         height, width = pixels.shape[:2]
         window = np.array([[0, 0, width, height]], dtype=np.int32)
         raw = self._vectors([pixels], np.zeros(1, np.int64), window)
@@ -178,7 +183,7 @@ class FeatureExtractor:
 
     def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
         # torch warns of arrays it may not write to.
-        return torch.from_numpy(np.require(pixels, np.uint8, ["C", "W"])).to(self.device)
+        return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(self.device)
 
     def _cut(self, images: Sequence[Tensor], windows: Sequence[Sequence[int]]) -> Tensor:
         """Cut one window of each image into a normalised batch, float32 (n, 3, S, S).
@@ -236,6 +241,18 @@ def reflect(start: int, length: int, limit: int) -> NDArray[np.int64]:
     period = 2 * (limit - 1)
     at = np.arange(start, start + length, dtype=np.int64) % period
     return np.minimum(at, period - at)
+
+
+def _check_pixels(pixels: NDArray[np.uint8], grid: PatchGrid | None = None) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ImageError(
+            f"pixels are {pixels.dtype} {pixels.shape}, not RGB uint8 (H, W, 3); use read_image"
+        )
+    if grid is not None and (grid.height, grid.width) != pixels.shape[:2]:
+        raise ImageError(
+            f"pixels are {pixels.shape[1]} x {pixels.shape[0]}, their grid is of {grid.width} x "
+            f"{grid.height}; make it of the image's own size"
+        )
 
 
 def _region(image: Tensor, window: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""`patchstore db`: the schema, where the store is, the embedded server."""
+"""`patchstore db` and `stop`: the schema, where the store is, the embedded set-up."""
 
 import typer
 
@@ -27,9 +27,15 @@ def url() -> None:
     out.print(plain.render_as_string(hide_password=False), markup=False)
 
 
-@app.command()
 def stop() -> None:
-    """Stop the embedded server, which otherwise keeps running for other programs."""
+    """Stop what the embedded set-up keeps running: Postgres and the local Prefect server."""
     from db.server import stop_embedded
+    from db.settings import StoreSettings
+    from flows import local_server
+    from flows.environment import prefect_home
 
-    say("stopped" if stop_embedded() else "the embedded server was not running")
+    home = StoreSettings().resolved_home()
+    prefect = local_server.stop(prefect_home(home))
+    postgres = stop_embedded()
+    for name, stopped in (("Prefect server", prefect), ("Postgres", postgres)):
+        say(f"{name}: {'stopped' if stopped else 'was not running'}")

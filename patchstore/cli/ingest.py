@@ -56,10 +56,16 @@ def ingest(
 
     Exit code 0: every image is done; 3: some images failed; 1: the run itself failed.
     """
+    begun = time.monotonic()
+    from db.settings import StoreSettings
+    from flows import environment
     from flows.sources import FolderSource
-    from patchstore.store import open_store, spec_for_ingest
 
     FolderSource(source)  # a wrong path is said at once
+    # The server starts while everything else loads.
+    server = None if dry_run else environment.prepare(StoreSettings().resolved_home())
+    from patchstore.store import open_store, spec_for_ingest
+
     engine = open_store()
     stored = spec_for_ingest(engine, spec)
     if dry_run:
@@ -68,23 +74,25 @@ def ingest(
         plan = estimate(engine, stored, source, precision.value)
         print_json(plan.as_json()) if as_json else say(plan.text())
         return
-    summary = run(source, stored.name, precision.value)
+    if server is not None:
+        server.wait()
+    summary = run(source, stored.name, precision.value, begun)
     if as_json:
         print_json({key: getattr(summary, key) for key in SUMMARY_KEYS})
     else:
         for line in describe(summary, source, stored.name):
             say(line)
+        if server is not None:
+            say(f"  the run in Prefect, for a while: {server.ui_url}/runs")
     if summary.failed:
         raise SystemExit(SOME_IMAGES_FAILED)
 
 
-def run(source: str, spec: str, precision: str) -> "Summary":
-    """Runs the flow with a progress bar; ends the command where the run itself failed."""
-    begun = time.monotonic()
-    from db.settings import StoreSettings
-    from flows import environment
+def run(source: str, spec: str, precision: str, begun: float) -> "Summary":
+    """Runs the flow with a progress bar; ends the command where the run itself failed.
 
-    environment.prepare(StoreSettings().resolved_home(), command=True)
+    `begun` is when the command started, of `time.monotonic`. Prefect's environment must stand.
+    """
     from flows.ingest import ingest as flow
     from flows.progress import listening
 

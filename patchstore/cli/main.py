@@ -21,6 +21,7 @@ app.command("failures")(reports.failures)
 app.command("retry")(reports.retry)
 app.command("export")(reports.export)
 app.command("prune")(reports.prune)
+app.command("stop")(database.stop)
 app.add_typer(spec.app, name="spec")
 app.add_typer(database.app, name="db")
 

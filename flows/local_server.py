@@ -1,0 +1,182 @@
+"""A Prefect API for people who have none: one small server for each home, shared by its commands.
+
+Prefect's own temporary server belongs to one process: it costs seconds at every start, loses the
+last task records at every exit, and outlives a killed command for ever. This one is started by the
+first command, used by all, and leaves by itself once no command has run for a while. Each command
+holds a shared lock on a file, which the kernel drops however the command ends.
+
+Production has a server of its own: with `PREFECT_API_URL` set nothing here runs.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from .errors import FlowError
+
+MODULE = "flows.local_server"
+LINGER_S = 120.0
+POLL_S = 2.0
+START_TIMEOUT_S = 120.0
+
+_in_use: dict[Path, IO[str]] = {}  # held open, and so locked, until this process ends
+
+
+class LocalServer:
+    """The server of one home, running or about to be."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        """`folder` is Prefect's home."""
+        self._folder = folder
+        self._port = port
+
+    @property
+    def api_url(self) -> str:
+        """What `PREFECT_API_URL` must be."""
+        return f"http://127.0.0.1:{self._port}/api"
+
+    @property
+    def ui_url(self) -> str:
+        """Where a person looks."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def is_healthy(self) -> bool:
+        """Whether it answers."""
+        try:
+            with urlopen(f"{self.api_url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (URLError, OSError):
+            return False
+
+    def wait(self) -> None:
+        """Waits until it answers. Raises FlowError, naming its log."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.is_healthy():
+            if time.monotonic() > deadline or not _is_alive(_read(self._folder).get("pid")):
+                raise FlowError(
+                    f"the local Prefect server did not start; see {self._folder / 'server.log'}, "
+                    "or set PREFECT_API_URL to a server of your own"
+                )
+            time.sleep(0.05)
+
+
+def ensure(folder: Path) -> LocalServer:
+    """Finds the home's server or starts one; returns at once, `LocalServer.wait` waits for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder not in _in_use:
+        file = (folder / "in-use.lock").open("w")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _in_use[folder] = file
+    with _exclusively(folder / "server.lock"):
+        known = _read(folder)
+        if _is_alive(known.get("pid")):
+            return LocalServer(folder, known["port"])
+        port = _free_port()
+        with (folder / "server.log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", MODULE, str(folder), str(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C stops the command, not everybody's server
+            )
+        (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
+    return LocalServer(folder, port)
+
+
+def stop(folder: Path) -> bool:
+    """Stops the home's server; False if none was running."""
+    pid = _read(folder).get("pid")
+    if not _is_alive(pid):
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(int(pid or 0), signal.SIGTERM)
+    return True
+
+
+def serve(folder: Path, port: int) -> None:
+    """Runs the server in this process until nobody has used it for a while."""
+    import uvicorn
+
+    threading.Thread(target=_leave_when_idle, args=(folder,), daemon=True).start()
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        lifespan="on",
+        timeout_graceful_shutdown=5,
+    )
+
+
+def _leave_when_idle(folder: Path) -> None:
+    idle_since = time.monotonic()
+    while time.monotonic() - idle_since < LINGER_S:
+        time.sleep(POLL_S)
+        try:
+            with (folder / "in-use.lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            idle_since = time.monotonic()
+        except OSError:
+            break  # the home is gone
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _exclusively(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(folder: Path) -> dict[str, int]:
+    try:
+        known: dict[str, int] = json.loads((folder / "server.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+def _is_alive(pid: int | None) -> bool:
+    """Whether that process is still our server: numbers are given out again."""
+    if pid is None:
+        return False
+    with suppress(ChildProcessError):  # a server of our own that died is a zombie until asked
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return Path("/proc").is_dir() is False and _answers_signal(pid)
+    return MODULE.encode() in command
+
+
+def _answers_signal(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,94 @@
+"""One embedded Postgres and one Prefect API for the whole run; a fresh database for each test."""
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import URL, Engine
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of the run's own: nothing of the developer's store is read or written."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith(("PATCHSTORE_", "PREFECT_"))]:
+        del os.environ[name]
+    os.environ["PATCHSTORE_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(home: Path) -> Iterator[str]:
+    """The admin URL of the embedded Postgres of this run."""
+    from db.server import _embedded
+
+    postgres = _embedded(home / "postgres")
+    yield postgres.get_uri()
+    postgres.stop()
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> str:
+    """The name of a migrated database to clone."""
+    from db.migrate import upgrade
+
+    name = "template_patchstore"
+    execute(server, f"CREATE DATABASE {name}")
+    upgrade(url_of(server, name))
+    return name
+
+
+@pytest.fixture
+def database(server: str, template: str) -> Iterator[URL]:
+    """A fresh, migrated database."""
+    name = f"test_{next(_numbers)}"
+    execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield url_of(server, name)
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_database(server: str) -> Iterator[URL]:
+    """A fresh database with nothing in it."""
+    name = f"test_{next(_numbers)}"
+    execute(server, f"CREATE DATABASE {name}")
+    yield url_of(server, name)
+    execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine(database: URL) -> Iterator[Engine]:
+    """An engine on a fresh, migrated database."""
+    from db.engine import make_engine
+
+    engine = make_engine(database)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real pictures and weights; tests that need it skip where it is not."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real pictures and weights is not beside this checkout")
+    return SHARED
+
+
+def execute(url: str, statement: str) -> None:
+    """Runs one statement outside a transaction."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+def url_of(server: str, name: str) -> URL:
+    """The URL of a database on the run's server."""
+    from db.engine import parse_url
+
+    return parse_url(server).set(database=name)
