@@ -13,7 +13,8 @@ FAILED = 1
 SOME_IMAGES_FAILED = 3
 INTERRUPTED = 130
 
-out = Console(highlight=False, soft_wrap=True)
+# A pipe has no width: a script must find each row on one line.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -1,0 +1,5 @@
+"""`python -m patchstore` is the `patchstore` command."""
+
+from patchstore.cli import main
+
+main()
