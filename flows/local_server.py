@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -31,7 +30,7 @@ LINGER_S = 120.0
 POLL_S = 2.0
 START_TIMEOUT_S = 120.0
 
-_in_use: dict[Path, IO[str]] = {}  # held open, and so locked, until this process ends
+_in_use: dict[Path, int] = {}  # file descriptors, held open, and so locked, until this process ends
 
 
 class LocalServer:
@@ -76,9 +75,8 @@ def ensure(folder: Path) -> LocalServer:
     """Finds the home's server or starts one; returns at once, `LocalServer.wait` waits for it."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder not in _in_use:
-        file = (folder / "in-use.lock").open("w")
-        fcntl.flock(file, fcntl.LOCK_SH)
-        _in_use[folder] = file
+        _in_use[folder] = os.open(folder / "in-use.lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(_in_use[folder], fcntl.LOCK_SH)
     with _exclusively(folder / "server.lock"):
         known = _read(folder)
         if _is_alive(known.get("pid")):
@@ -92,6 +90,7 @@ def ensure(folder: Path) -> LocalServer:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C stops the command, not everybody's server
             )
+        process.returncode = 0  # it outlives this process on purpose: nobody waits for it
         (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
     return LocalServer(folder, port)
 

@@ -1,12 +1,14 @@
 """One embedded Postgres and one Prefect API for the whole run; a fresh database for each test."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import psycopg
 import pytest
+from PIL import Image
 from sqlalchemy import URL, Engine
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
@@ -92,3 +94,58 @@ def url_of(server: str, name: str) -> URL:
     from db.engine import parse_url
 
     return parse_url(server).set(database=name)
+
+
+@pytest.fixture(scope="session")
+def prefect_api(home: Path) -> Iterator[str]:
+    """The URL of this run's Prefect API. Prefect reads its settings on import: import it after."""
+    from flows import environment, local_server
+
+    server = environment.prepare(home)
+    assert server is not None
+    server.wait()
+    yield server.api_url
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler.flush()
+    local_server.stop(environment.prefect_home(home))
+
+
+@pytest.fixture
+def store(database: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """A fresh database as the process's own store, as flows and commands see it."""
+    from db.server import connect
+
+    plain = database.set(drivername="postgresql").render_as_string(hide_password=False)
+    monkeypatch.setenv("PATCHSTORE_DATABASE_URL", plain)
+    connect.cache_clear()
+    engine = connect()
+    yield engine
+    engine.dispose()
+    connect.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder for pictures."""
+    path = tmp_path / "pictures"
+    path.mkdir()
+    return path
+
+
+Paint = Callable[..., Path]
+
+
+@pytest.fixture
+def paint(folder: Path) -> Paint:
+    """Writes a picture of seeded noise, 96 x 80 unless told, into `folder`."""
+
+    def write(name: str, seed: int = 0, size: tuple[int, int] = (96, 80)) -> Path:
+        width, height = size
+        pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write

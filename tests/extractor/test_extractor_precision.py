@@ -1,0 +1,119 @@
+"""A lower precision must be faster and right, by measurement."""
+
+import pytest
+import torch
+from torch import nn
+
+from extractor import device as devices
+from extractor import precision
+from extractor.backbone import Backbone, resolve
+from extractor.images import read_image
+from extractor.precision import candidates, check_precision, device_kind
+from extractor.settings import ExtractorSettings
+from extractor.spec import Recipe
+
+CPU = torch.device("cpu")
+
+
+class Slow(nn.Module):
+    """Works hard in float32; in a lower precision hardly, and as well as it is told to."""
+
+    def __init__(self, error, lazy=True):
+        super().__init__()
+        self.error = error
+        self.lazy = lazy
+
+    def forward(self, patches):
+        vectors = patches.mean((2, 3))
+        low = torch.is_autocast_enabled("cpu")
+        if low != self.lazy:
+            for _ in range(300):
+                torch.rand(100, 100) @ torch.rand(100, 100)
+        return vectors * (1 + torch.tensor([0.0, 0.0, self.error])) if low else vectors
+
+
+@pytest.fixture
+def bf16(monkeypatch):
+    for module in (devices, precision):
+        monkeypatch.setattr(module, "candidates", lambda _: ("bf16",))
+
+
+@pytest.fixture
+def sample(tiny_spec, decode, noise):
+    return [decode(noise(9, 9, seed), tiny_spec) for seed in range(2)]
+
+
+def test_a_precision_that_is_fast_and_right_is_chosen(bf16, tiny_spec, sample):
+    check = check_precision(tiny_spec, fake(Slow(1e-4)), sample, "cpu")
+    assert check.precision == "bf16"
+    assert 0.999 <= check.min_cosine <= 1
+    assert check.speedup > 1
+
+
+def test_a_precision_that_is_fast_and_wrong_is_not(bf16, tiny_spec, sample):
+    check = check_precision(tiny_spec, fake(Slow(1.0)), sample, "cpu")
+    assert (check.precision, check.min_cosine, check.speedup) == ("float32", 1.0, 1.0)
+    assert "bf16" in check.detail and "lowest cosine 0.9" in check.detail
+    assert "\n" not in check.detail
+
+
+def test_a_precision_that_is_right_and_slow_is_not(bf16, tiny_spec, sample):
+    assert check_precision(tiny_spec, fake(Slow(0.0, lazy=False)), sample, "cpu").speedup == 1.0
+
+
+def test_a_precision_that_overflows_is_not(bf16, tiny_spec, sample):
+    check = check_precision(tiny_spec, fake(Slow(float("inf"))), sample, "cpu")
+    assert check.precision == "float32"
+
+
+def test_without_a_sample_or_a_candidate_it_is_float32(bf16, tiny_spec, sample, monkeypatch):
+    assert check_precision(tiny_spec, fake(Slow(0.0)), [], "cpu").precision == "float32"
+    monkeypatch.setattr(precision, "candidates", lambda _: ())
+    assert check_precision(tiny_spec, fake(Slow(0.0)), sample, "cpu").precision == "float32"
+
+
+def test_the_kind_of_a_processor_names_its_instructions():
+    assert device_kind(CPU) in ("cpu", "cpu avx512_bf16", "cpu bf16")
+    assert candidates(CPU) == (() if device_kind(CPU) == "cpu" else ("bf16",))
+
+
+@pytest.mark.weights
+def test_squeezenet_agrees_in_every_native_precision(beside, pictures):
+    found, images = pictures("squeezenet1_1", "squeezenet1_1.pth")
+    check = check_precision(found.spec, found.backbone, images)
+    assert check.min_cosine >= 0.999
+    assert "lowest cosine 0.999" in check.detail or "lowest cosine 1.0" in check.detail
+
+
+@pytest.mark.weights
+def test_mobilenet_with_folded_norms_must_stay_in_float32(beside, pictures):
+    found, images = pictures("mobilenet_v2", "mobilenet_v2-trunk.pth")
+    assert check_precision(found.spec, found.backbone, images, "cpu").precision == "float32"
+
+
+@pytest.fixture
+def pictures(beside, decode):
+    """Real weights and real photographs."""
+    if not (beside / "weights").is_dir() or not (beside / "images").is_dir():
+        pytest.skip("the weights and pictures lie beside a developer's checkout only")
+    if not candidates(CPU):
+        pytest.skip("this processor has no lower precision to compare with")
+
+    def load(backbone, file):
+        recipe = Recipe(backbone=backbone, weights=str(beside / "weights" / file))
+        found = resolve(recipe)
+        files = sorted((beside / "images").rglob("*.jpg"))[::120]
+        return found, [decode(read_image(path), found.spec) for path in files]
+
+    return load
+
+
+def test_settings_are_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv("PATCHSTORE_BATCH_SIZE", "7")
+    monkeypatch.setenv("PATCHSTORE_DEVICE", "cpu")
+    settings = ExtractorSettings(_env_file=None)
+    assert (settings.batch_size, settings.device, settings.max_pixels) == (7, "cpu", 178_956_970)
+
+
+def fake(network):
+    return Backbone(network.eval(), dim=3, weights_sha256="0" * 64)

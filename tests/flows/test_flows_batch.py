@@ -1,0 +1,191 @@
+"""The three steps of a batch: each can be tried again, and one bad image stops nothing."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from db.errors import LeaseLost, TransientStoreError
+from db.ledger import Lease
+from extractor.errors import DegenerateFeatures, ImageError
+from extractor.features import DecodedImage, PatchFeatures
+from flows import batch as steps
+from flows.batch import Batch
+from flows.errors import TransientReadError
+from flows.sources import FolderSource
+
+SPEC = SimpleNamespace(patch_size=48, stride=24, edge="cover", scales=(1.0,))
+Paint = Callable[..., Path]
+
+
+def lease_of(path: Path, number: int = 1) -> Lease:
+    content = path.read_bytes()
+    return Lease(1, number, number, str(path), hashlib.sha256(content).digest(), len(content))
+
+
+def read(batch: Batch, folder: Path, *, last_try: bool = False) -> int:
+    return steps.extract_patches(
+        batch,
+        FolderSource(folder),
+        SPEC,  # type: ignore[arg-type]
+        10**6,
+        last_try=last_try,
+    )
+
+
+def extract(images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+    return [
+        PatchFeatures(
+            image.grid.boxes, image.grid.scales, np.ones((len(image.grid.boxes), 4), np.float32)
+        )
+        for image in images
+    ]
+
+
+def test_a_corrupt_image_fails_with_its_reason_and_the_others_go_on(
+    folder: Path, paint: Paint
+) -> None:
+    good, bad = paint("good.png"), folder / "bad.png"
+    bad.write_bytes(good.read_bytes()[:200])
+    batch = Batch(1, [lease_of(good, 1), lease_of(bad, 2)])
+    assert read(batch, folder) == 9
+    assert list(batch.decoded) == [1]
+    assert list(batch.failed) == [2]
+
+
+def test_a_decoder_that_crashes_fails_its_image_alone(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "read_image", lambda *_, **__: 1 / 0)
+    batch = Batch(1, [lease_of(paint("a.png"))])
+    read(batch, folder)
+    assert batch.failed == {1: "cannot be decoded: ZeroDivisionError: division by zero"}
+
+
+def test_a_file_that_changed_or_went_since_the_scan_is_left_for_the_next_one(
+    folder: Path, paint: Paint
+) -> None:
+    changed, gone = paint("changed.png", 1), paint("gone.png", 2)
+    batch = Batch(1, [lease_of(changed, 1), lease_of(gone, 2)])
+    paint("changed.png", 3)
+    gone.unlink()
+    read(batch, folder)
+    assert batch.released == {1, 2}
+    assert not batch.decoded
+
+
+def test_a_file_that_cannot_be_read_just_now_is_tried_again_and_fails_on_the_last_try(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = paint("good.png", 1), paint("bad.png", 2)
+    batch = Batch(1, [lease_of(good, 1), lease_of(bad, 2)])
+    reads: list[str] = []
+
+    def broken(_source: FolderSource, uri: str) -> bytes:
+        reads.append(Path(uri).name)
+        if uri == str(bad):
+            raise OSError(5, "Input/output error")
+        return Path(uri).read_bytes()
+
+    monkeypatch.setattr(FolderSource, "read", broken)
+    with pytest.raises(TransientReadError, match=r"1 files, first: .*bad\.png cannot be read"):
+        read(batch, folder)
+    read(batch, folder, last_try=True)
+    assert reads == ["good.png", "bad.png", "bad.png"]
+    assert batch.failed == {2: "cannot be read: Input/output error"}
+
+
+def test_degenerate_vectors_fail_their_image_alone(folder: Path, paint: Paint) -> None:
+    batch = Batch(1, [lease_of(paint("a.png", 1), 1), lease_of(paint("b.png", 2), 2)])
+    read(batch, folder)
+
+    def half(images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+        return [DegenerateFeatures("NaN in patch 0"), *extract(images[1:])]
+
+    assert steps.compute_features(batch, half) == 9
+    assert batch.failed == {1: "NaN in patch 0"}
+
+
+def test_an_image_that_breaks_the_forward_pass_is_found_and_fails_alone(
+    folder: Path, paint: Paint
+) -> None:
+    batch = Batch(1, [lease_of(paint("a.png", 1), 1), lease_of(paint("b.png", 2), 2)])
+    read(batch, folder)
+    poison = batch.decoded[1]
+
+    def fragile(images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+        if any(image is poison for image in images):
+            raise RuntimeError("the kernel died")
+        return extract(images)
+
+    assert steps.compute_features(batch, fragile) == 9
+    assert batch.failed == {1: "the kernel died"}
+
+
+def test_a_device_that_fails_every_image_stops_the_run_and_blames_no_image(
+    folder: Path, paint: Paint
+) -> None:
+    batch = Batch(1, [lease_of(paint("a.png", 1), 1), lease_of(paint("b.png", 2), 2)])
+    read(batch, folder)
+
+    def dead(_images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+        raise RuntimeError("no device")
+
+    with pytest.raises(RuntimeError, match="no device"):
+        steps.compute_features(batch, dead)
+    assert not batch.failed
+
+
+def test_a_second_try_writes_only_what_the_first_did_not(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = [lease_of(paint(f"{n}.png", n), n) for n in (1, 2, 3)]
+    batch = Batch(1, leases)
+    read(batch, folder)
+    steps.compute_features(batch, extract)
+    written: list[int] = []
+    outages = iter([False, True, False, False])
+
+    def replace(_engine: object, _spec: object, lease: Lease, *_arrays: object) -> None:
+        if next(outages):
+            raise TransientStoreError("the server went away")
+        written.append(lease.image_id)
+
+    monkeypatch.setattr(steps, "replace_patches", replace)
+    told: list[int] = []
+
+    def upsert() -> int:
+        return steps.upsert_features(
+            batch,
+            None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            lambda image, _patches, _failed: told.append(image),
+        )
+
+    with pytest.raises(TransientStoreError):
+        upsert()
+    assert upsert() == 27
+    assert written == told == [1, 2, 3]
+
+
+def test_the_result_of_a_lost_lease_is_dropped(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(1, [lease_of(paint("a.png"))])
+    read(batch, folder)
+    steps.compute_features(batch, extract)
+
+    def lost(*_: object) -> None:
+        raise LeaseLost("a.png belongs to another worker now")
+
+    monkeypatch.setattr(steps, "replace_patches", lost)
+    stored = steps.upsert_features(
+        batch,
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        lambda *_: None,
+    )
+    assert stored == 0

@@ -1,0 +1,307 @@
+"""The ingest flow on a real Prefect API and a real Postgres."""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from PIL import Image
+from sqlalchemy import Engine, text
+
+from db.errors import TransientStoreError
+from db.reports import failures, patch_matrix, status
+from db.search import search
+from db.specs import StoredSpec
+from extractor.errors import WeightsError
+from flows import batch as steps
+from flows import models, scan
+
+Paint = Callable[..., Path]
+PATCHES = 9
+
+
+def uris(engine: Engine, spec: StoredSpec) -> set[str]:
+    """The names that searches show."""
+    return {Path(uri).name for rows in patch_matrix(engine, spec) for uri in rows.uris}
+
+
+def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on any file opened, pixel decoded or forward pass is an error."""
+
+    def refuse(*_: object, **__: object) -> Any:
+        raise AssertionError("this run had nothing to do")
+
+    monkeypatch.setattr(steps, "read_image", refuse)
+    monkeypatch.setattr(models.Model, "__init__", refuse)
+
+
+def test_a_first_run_stores_every_patch_of_every_image(
+    ingest: Any, paint: Paint, store: Engine, spec: StoredSpec
+) -> None:
+    for n in range(3):
+        paint(f"{n}.png", n)
+    state, summary = ingest()
+    assert state.name == "Completed"
+    assert (summary.found, summary.new, summary.done, summary.patches) == (3, 3, 3, 3 * PATCHES)
+    rows = list(patch_matrix(store, spec))
+    assert sum(len(r.uris) for r in rows) == 3 * PATCHES
+    np.testing.assert_allclose(np.linalg.norm(rows[0].vectors, axis=1), 1.0, atol=1e-5)
+
+
+def test_a_second_run_opens_no_file_and_runs_no_forward_pass(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    ingest()
+    forbid_work(monkeypatch)
+    monkeypatch.setattr(scan.FolderSource, "read", lambda *_: 1 / 0)
+    state, summary = ingest()
+    assert state.name == "Completed"
+    assert (summary.unchanged, summary.done, summary.patches) == (1, 1, 0)
+
+
+def test_a_touched_file_is_not_decoded(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = paint("a.png", 1)
+    ingest()
+    os.utime(path, (1, 1))
+    forbid_work(monkeypatch)
+    assert ingest()[1].unchanged == 1
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (lambda path: path.rename(path.with_name("b.png")), {"b.png"}),
+        (lambda path: shutil.copy(path, path.with_name("b.png")), {"a.png"}),
+    ],
+    ids=["renamed", "copied"],
+)
+def test_a_renamed_or_copied_file_is_not_computed_again(
+    ingest: Any,
+    paint: Paint,
+    store: Engine,
+    spec: StoredSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[Path], object],
+    expected: set[str],
+) -> None:
+    path = paint("a.png", 1)
+    ingest()
+    act(path)
+    forbid_work(monkeypatch)
+    _state, summary = ingest()
+    assert (summary.moved, summary.new, summary.vanished, summary.patches) == (1, 0, 0, 0)
+    assert summary.done == summary.found
+    assert uris(store, spec) == expected
+
+
+def test_a_changed_file_is_replaced_and_its_old_patches_are_gone(
+    ingest: Any, paint: Paint, store: Engine, spec: StoredSpec
+) -> None:
+    paint("a.png", 1)
+    ingest()
+    paint("a.png", 2, size=(48, 48))
+    _state, summary = ingest()
+    assert (summary.changed, summary.new, summary.patches) == (1, 0, 1)
+    assert sum(len(rows.uris) for rows in patch_matrix(store, spec)) == 1
+
+
+def test_a_vanished_file_leaves_the_searches(
+    ingest: Any, paint: Paint, store: Engine, spec: StoredSpec
+) -> None:
+    paint("a.png", 1)
+    path = paint("b.png", 2)
+    ingest()
+    path.unlink()
+    assert ingest()[1].vanished == 1
+    query = np.ones(spec.dim, np.float32)
+    assert {Path(hit.uri).name for hit in search(store, spec, query, 50)} == {"a.png"}
+
+
+def test_some_bad_images_complete_with_errors_and_reasons(
+    ingest: Any, paint: Paint, folder: Path, store: Engine
+) -> None:
+    paint("good.png", 1)
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture at all")
+    state, summary = ingest()
+    assert state.is_completed()
+    assert state.name == "CompletedWithErrors"
+    assert (summary.done, summary.failed, summary.pending) == (1, 2, 0)
+    assert [Path(f.uri).name for f in failures(store)] == ["empty.jpg", "text.jpg"]
+    assert all(failure.reason for failure in failures(store))
+
+
+def test_failed_images_are_not_computed_again_until_someone_asks(
+    ingest: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "empty.jpg").write_bytes(b"")
+    ingest()
+    forbid_work(monkeypatch)
+    state, summary = ingest()
+    assert (state.name, summary.failed) == ("CompletedWithErrors", 1)
+
+
+def test_missing_weights_fail_the_run_and_lose_nothing(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+
+    def missing(_stored: object) -> Any:
+        raise WeightsError("weights gone.pth are not here")
+
+    monkeypatch.setattr(models, "load", missing)
+    state, _summary = ingest()
+    assert state.is_failed()
+    (row,) = status(store)
+    assert (row.found, row.pending) == (1, 1)
+    monkeypatch.undo()
+
+
+def test_a_database_that_drops_every_connection_costs_no_second_forward_pass(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        paint(f"{n}.png", n)
+    passes: list[int] = []
+    extract = models.Model.extract
+
+    def count(self: models.Model, images: Any) -> Any:
+        passes.append(len(images))
+        return extract(self, images)
+
+    replace = steps.replace_patches
+    outage = iter([True])
+
+    def cut_off(engine: Engine, *arguments: Any) -> None:
+        if next(outage, False):
+            url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+            with psycopg.connect(url, autocommit=True) as other:
+                other.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            raise TransientStoreError("terminating connection due to administrator command")
+        replace(engine, *arguments)
+
+    monkeypatch.setattr(models.Model, "extract", count)
+    monkeypatch.setattr(steps, "replace_patches", cut_off)
+    state, summary = ingest()
+    assert state.name == "Completed"
+    assert passes == [3]
+    assert summary.done == 3
+
+
+def test_two_runs_at_once_share_the_work_and_compute_nothing_twice(
+    ingest: Any, paint: Paint, store: Engine, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHSTORE_BATCH_IMAGES", "2")
+    for n in range(12):
+        paint(f"{n}.png", n)
+    summaries: list[Any] = []
+    runs = [threading.Thread(target=lambda: summaries.append(ingest()[1])) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert sum(summary.patches for summary in summaries) == 12 * PATCHES
+    (row,) = status(store)
+    assert (row.done, row.failed, row.pending, row.leased) == (12, 0, 0, 0)
+
+
+def test_a_changed_content_shows_the_old_until_the_new_is_written(
+    ingest: Any, paint: Paint, store: Engine, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    ingest()
+    paint("a.png", 2, size=(48, 48))
+    shown: list[int] = []
+    replace = steps.replace_patches
+
+    def look_first(*arguments: Any) -> None:
+        shown.append(sum(len(rows.uris) for rows in patch_matrix(store, spec)))
+        replace(*arguments)
+
+    monkeypatch.setattr(steps, "replace_patches", look_first)
+    ingest()
+    assert shown == [PATCHES]
+
+
+def test_auto_checks_a_precision_once_and_records_it(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    checks: list[int] = []
+    check = models.check_precision
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        checks.append(1)
+        return check(*arguments, **options)
+
+    monkeypatch.setattr(models, "check_precision", count)
+    ingest(precision="auto")
+    paint("b.png", 2)
+    ingest(precision="auto")
+    assert len(checks) == 1
+    with store.connect() as connection:
+        rows = connection.execute(
+            text("SELECT precision, min_cosine, detail FROM patchstore.precision_check")
+        ).all()
+    assert len(rows) == 1
+    assert rows[0].min_cosine >= 0.999
+    assert "float32" in rows[0].detail or rows[0].precision != "float32"
+
+
+def test_an_operator_reads_names_and_tables_in_prefect(
+    ingest: Any, paint: Paint, folder: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+
+    paint("good.png", 1)
+    (folder / "empty.jpg").write_bytes(b"")
+    state, _summary = ingest()
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+        tasks: list[Any] = []
+        for _ in range(100):  # the API records task runs a moment later
+            tasks = client.read_task_runs(
+                task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
+            )
+            if len(tasks) == 3 and all(task.end_time for task in tasks):
+                break
+            threading.Event().wait(0.1)
+    assert run.name.startswith(f"ingest {folder.name} 20")
+    assert {task.name for task in tasks} == {
+        "read batch 1 of 2 images",
+        "compute batch 1 of 2 images",
+        "write batch 1 of 2 images",
+    }
+    tables = {artifact.key: json.loads(artifact.data) for artifact in artifacts}
+    assert {"what": "done", "value": 1} in tables["ingest-summary"]
+    (failure,) = tables["ingest-failures"]
+    assert failure["uri"].endswith("empty.jpg")
+    assert failure["reason"]
+
+
+def test_images_of_many_modes_are_all_stored(ingest: Any, folder: Path) -> None:
+    for mode in ("L", "P", "RGBA", "CMYK", "I;16", "1"):
+        name = f"{mode.replace(';', '_')}.tif"
+        Image.new("RGB", (60, 60), (200, 30, 90)).convert(
+            "L" if mode == "I;16" else mode
+        ).convert(mode).save(folder / name)
+    state, summary = ingest()
+    assert (state.name, summary.done) == ("Completed", 6)

@@ -1,0 +1,91 @@
+"""One small Prefect server for each home."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows import environment, local_server
+
+
+@pytest.fixture
+def idle_server(tmp_path: Path) -> Path:
+    """A home whose stand-in server (no Prefect, so that it starts at once) leaves when idle."""
+    folder = tmp_path / "prefect"
+    folder.mkdir()
+    return folder
+
+
+def wait_for(condition: object, seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_two_commands_share_one_server(prefect_api: str, home: Path) -> None:
+    again = local_server.ensure(environment.prefect_home(home))
+    assert again.api_url == prefect_api
+    assert again.is_healthy()
+
+
+def test_a_configured_api_is_used_and_none_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    assert environment.prepare(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+WATCHER = """
+import sys, threading
+from pathlib import Path
+from flows import local_server
+local_server.LINGER_S = local_server.POLL_S = 0.2
+print("up", flush=True)
+local_server._leave_when_idle(Path(sys.argv[1]))
+"""
+
+USER = """
+import sys, fcntl
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_SH)
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def start(code: str, argument: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(argument)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_the_server_stays_while_a_command_runs_and_leaves_after_a_killed_one(
+    idle_server: Path,
+) -> None:
+    user = start(USER, idle_server / "in-use.lock")
+    watcher = start(WATCHER, idle_server)
+    assert not wait_for(lambda: watcher.poll() is not None, seconds=1.0)
+    os.kill(user.pid, signal.SIGKILL)
+    assert wait_for(lambda: watcher.poll() is not None)
+    assert watcher.returncode == -signal.SIGTERM
+    for process in (user, watcher):
+        process.communicate()
+
+
+def test_a_number_that_another_process_has_now_is_not_our_server(idle_server: Path) -> None:
+    (idle_server / "server.json").write_text(f'{{"pid": {os.getpid()}, "port": 1}}')
+    assert local_server.stop(idle_server) is False

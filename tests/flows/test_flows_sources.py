@@ -1,0 +1,107 @@
+"""What a folder gives: every image, nothing else, and never silence about a file."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from extractor.uris import path_of, uri_of
+from flows.errors import SourceError
+from flows.sources import FolderSource
+
+
+def names(source: FolderSource) -> list[str]:
+    return [Path(file.uri).name for file in source.files()]
+
+
+def test_images_are_found_in_a_stable_order_in_every_subfolder(folder: Path) -> None:
+    for name in ("b.jpg", "a.PNG", "deep/er/c.tif"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    assert names(FolderSource(folder)) == ["a.PNG", "b.jpg", "c.tif"]
+
+
+def test_files_that_are_no_images_are_counted_and_left_out(folder: Path) -> None:
+    for name in ("readme.txt", "data.csv", ".hidden.jpg", "a.jpg"):
+        (folder / name).write_bytes(b"x")
+    source = FolderSource(folder)
+    assert names(source) == ["a.jpg"]
+    assert source.others == 3
+
+
+def test_an_image_that_no_decoder_reads_counts_so_that_it_can_fail_with_a_reason(
+    folder: Path,
+) -> None:
+    (folder / "phone.heic").write_bytes(b"x")
+    assert names(FolderSource(folder)) == ["phone.heic"]
+
+
+def test_a_file_without_suffix_counts_by_its_first_bytes(folder: Path) -> None:
+    (folder / "scan0001").write_bytes(b"\xff\xd8\xff\xe0rest")
+    (folder / "Makefile").write_bytes(b"all:\n")
+    assert names(FolderSource(folder)) == ["scan0001"]
+
+
+def test_a_dangling_link_is_reported_and_not_dropped(folder: Path) -> None:
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (file,) = FolderSource(folder).files()
+    assert file.error == "cannot be read: No such file or directory"
+
+
+def test_a_pipe_with_an_image_name_is_reported_and_never_opened(folder: Path) -> None:
+    os.mkfifo(folder / "camera.jpg")
+    (file,) = FolderSource(folder).files()
+    assert file.error == "not a regular file"
+
+
+def test_the_mark_moves_when_content_is_replaced_under_the_same_time_and_size(
+    folder: Path,
+) -> None:
+    path = folder / "a.jpg"
+    path.write_bytes(b"old")
+    stat = path.stat()
+    (before,) = FolderSource(folder).files()
+    path.write_bytes(b"new")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (after,) = FolderSource(folder).files()
+    assert before.mark != after.mark
+
+
+@pytest.mark.parametrize("name", ["plain.jpg", "with space %41#?.jpg", "ünï\n.jpg"])
+def test_a_uri_is_the_plain_path_and_leads_back_to_it(folder: Path, name: str) -> None:
+    path = folder / name
+    assert uri_of(path) == str(path)
+    assert path_of(uri_of(path)) == path
+
+
+def test_a_name_that_is_not_utf8_gets_a_uri_that_can_be_stored(folder: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg"))
+    uri = uri_of(path)
+    assert uri.startswith("file://")
+    assert uri.encode().endswith(b"/caf%E9.jpg")
+    assert path_of(uri) == path
+
+
+def test_a_missing_folder_and_a_file_are_refused_by_name(folder: Path) -> None:
+    with pytest.raises(SourceError, match=r"nothing does not exist; expected a folder"):
+        FolderSource(folder / "nothing")
+    (folder / "a.jpg").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"a\.jpg is a file; give the folder that holds it"):
+        FolderSource(folder / "a.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_noted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    source = FolderSource(folder)
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(source) == []
+    assert source.unlisted == [f"{folder / 'locked'}: Permission denied"]
