@@ -10,9 +10,7 @@ from sqlalchemy import Engine
 
 from db.search import By, Hit, find_content, find_images, find_patch, search
 from db.specs import StoredSpec
-from extractor.backbone import load_backbone
 from extractor.errors import ImageError
-from extractor.features import FeatureExtractor
 from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
@@ -129,6 +127,9 @@ def _from_image(engine: Engine, spec: StoredSpec, path: Path, region: Box | None
 
 def embed(spec: StoredSpec, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The vector of one region, in float32: one patch is too little to be worth less."""
+    from extractor.backbone import load_backbone  # torch takes seconds: a vector needs none
+    from extractor.features import FeatureExtractor
+
     recipe = FeatureSpec.model_validate(spec.recipe)
     extractor = FeatureExtractor(
         recipe,

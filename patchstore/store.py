@@ -1,6 +1,7 @@
 """Opening the store for a command: find it, bring its schema up, find the spec."""
 
 import json
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
@@ -9,10 +10,11 @@ from db.migrate import check_schema, current_revision, upgrade
 from db.server import connect, database_url
 from db.settings import StoreSettings
 from db.specs import NewSpec, StoredSpec, add_spec, get_spec, list_specs
-from extractor.backbone import ResolvedSpec, resolve
-from extractor.spec import Recipe
 
 from .words import DEFAULT_SPEC
+
+if TYPE_CHECKING:
+    from extractor.backbone import ResolvedSpec
 
 
 def open_store() -> Engine:
@@ -44,7 +46,7 @@ def _is_empty() -> bool:
         engine.dispose()
 
 
-def register(engine: Engine, name: str, resolved: ResolvedSpec) -> StoredSpec:
+def register(engine: Engine, name: str, resolved: "ResolvedSpec") -> StoredSpec:
     """Puts a resolved recipe into the store. Raises SpecConflict."""
     spec = resolved.spec
     return add_spec(
@@ -68,6 +70,9 @@ def spec_for_ingest(engine: Engine, name: str) -> StoredSpec:
         WeightsError: the default's pretrained weights are not here and cannot be had.
     """
     if name == DEFAULT_SPEC and all(spec.name != name for spec in list_specs(engine)):
+        from extractor.backbone import resolve  # torch takes seconds: only who needs it pays
+        from extractor.spec import Recipe
+
         return register(engine, name, resolve(Recipe()))
     return get_spec(engine, name)
 

@@ -105,9 +105,9 @@ def prefect_api(home: Path) -> Iterator[str]:
     assert server is not None
     server.wait()
     yield server.api_url
-    from prefect.logging.handlers import APILogHandler
+    from prefect.logging.handlers import APILogWorker
 
-    APILogHandler.flush()
+    APILogWorker.drain_all(timeout=10)
     local_server.stop(environment.prefect_home(home))
 
 

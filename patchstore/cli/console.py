@@ -51,7 +51,8 @@ def causes(error: BaseException) -> str:
     parts: list[str] = []
     current: BaseException | None = error
     while current is not None:
-        text = " ".join(str(current).split()) or type(current).__name__
+        reason = getattr(current, "strerror", None)  # of an OSError, which repeats the path
+        text = " ".join(str(reason or current).split()) or type(current).__name__
         if not any(text in part for part in parts):
             parts.append(text)
         current = current.__cause__

@@ -264,8 +264,12 @@ def test_an_operator_reads_names_and_tables_in_prefect(
     ingest: Any, paint: Paint, folder: Path
 ) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-    from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
+    from prefect.client.schemas.filters import (
+        ArtifactFilter,
+        ArtifactFilterFlowRunId,
+        TaskRunFilter,
+        TaskRunFilterFlowRunId,
+    )
 
     paint("good.png", 1)
     (folder / "empty.jpg").write_bytes(b"")
@@ -300,8 +304,8 @@ def test_an_operator_reads_names_and_tables_in_prefect(
 def test_images_of_many_modes_are_all_stored(ingest: Any, folder: Path) -> None:
     for mode in ("L", "P", "RGBA", "CMYK", "I;16", "1"):
         name = f"{mode.replace(';', '_')}.tif"
-        Image.new("RGB", (60, 60), (200, 30, 90)).convert(
-            "L" if mode == "I;16" else mode
-        ).convert(mode).save(folder / name)
+        Image.new("RGB", (60, 60), (200, 30, 90)).convert("L" if mode == "I;16" else mode).convert(
+            mode
+        ).save(folder / name)
     state, summary = ingest()
     assert (state.name, summary.done) == ("Completed", 6)

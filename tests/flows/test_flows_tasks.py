@@ -32,9 +32,7 @@ def test_only_what_may_pass_by_itself_is_transient(error: Exception, again: bool
 @pytest.mark.parametrize(
     ("error", "tries"), [(TransientStoreError("gone"), 3), (NotAnImage("text"), 1)]
 )
-def test_prefect_retries_by_that_rule(
-    prefect_api: str, error: Exception, tries: int
-) -> None:
+def test_prefect_retries_by_that_rule(prefect_api: str, error: Exception, tries: int) -> None:
     from prefect import flow, task
 
     from flows.tasks import RETRIES

@@ -1,0 +1,222 @@
+"""What a person types, and what comes back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sqlalchemy import Engine
+
+from db.specs import StoredSpec
+
+Paint = Callable[..., Path]
+KEYS = [
+    "found",
+    "new",
+    "changed",
+    "moved",
+    "unchanged",
+    "vanished",
+    "done",
+    "failed",
+    "pending",
+    "patches",
+    "seconds",
+    "patches_per_second",
+]
+
+
+@pytest.fixture
+def ingested(command: Any, paint: Paint, spec: StoredSpec, folder: Path) -> Path:
+    """Three pictures in the store."""
+    for n in range(3):
+        paint(f"{n}.png", n)
+    assert command("ingest", folder, "--spec", "tiny", "--precision", "float32").code == 0
+    return folder
+
+
+def test_the_summary_is_one_json_object_with_the_promised_keys(
+    command: Any, paint: Paint, spec: StoredSpec, folder: Path
+) -> None:
+    paint("a.png")
+    done = command("ingest", folder, "--spec", "tiny", "--json")
+    assert done.code == 0
+    summary = json.loads(done.out)
+    assert list(summary) == KEYS
+    assert (summary["found"], summary["done"], summary["patches"]) == (1, 1, 9)
+
+
+def test_failed_images_give_exit_code_3_and_their_reasons(
+    command: Any, paint: Paint, spec: StoredSpec, folder: Path
+) -> None:
+    paint("good.png")
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    done = command("ingest", folder, "--spec", "tiny")
+    assert done.code == 3
+    assert "done 1, failed 1, pending 0" in done.err
+    (failure,) = json.loads(command("failures", "--json").out)
+    assert list(failure) == ["uri", "reason"]
+    assert failure["uri"] == str(folder / "broken.jpg")
+    assert failure["reason"] in done.err
+
+
+def test_retry_makes_failed_images_due_again(command: Any, spec: StoredSpec, folder: Path) -> None:
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    command("ingest", folder, "--spec", "tiny")
+    assert "1 failed images are pending again" in command("retry").err
+    assert json.loads(command("status", "--json").out)["sources"][0]["pending"] == 1
+
+
+def test_a_patch_of_its_own_image_is_found_first(command: Any, ingested: Path) -> None:
+    image = ingested / "1.png"
+    asked = command("search", "--image", image, "--region", "24,0,48,48", "--k", 3, "--json")
+    hits = json.loads(asked.out)
+    assert [list(hit) for hit in hits] == [["uri", "box", "distance"]] * 3
+    assert hits[0]["uri"] == str(image)
+    assert hits[0]["box"] == [24, 0, 48, 48]
+    assert hits[0]["distance"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_other_images_leaves_the_asked_image_out(command: Any, ingested: Path) -> None:
+    image = ingested / "1.png"
+    for question in (["--image", image], ["--patch", f"{image}@24,0"]):
+        hits = json.loads(command("search", *question, "--other-images", "-k", 18, "--json").out)
+        assert len(hits) == 18
+        assert str(image) not in {hit["uri"] for hit in hits}
+
+
+def test_images_are_ranked_once_each(command: Any, ingested: Path) -> None:
+    asked = command("search", "--patch", f"{ingested / '1.png'}@0,0", "--by", "image", "--json")
+    uris = [hit["uri"] for hit in json.loads(asked.out)]
+    assert sorted(uris) == sorted(str(ingested / f"{n}.png") for n in range(3))
+
+
+def test_an_exported_vector_finds_its_patch(command: Any, ingested: Path, tmp_path: Path) -> None:
+    target = tmp_path / "matrix.npz"
+    assert command("export", "--spec", "tiny", "--to", target).code == 0
+    with np.load(target) as matrix:
+        vectors, boxes, uris = matrix["vectors"], matrix["boxes"], matrix["uris"]
+    assert (vectors.shape, vectors.dtype) == ((27, 512), np.float32)
+    assert (boxes.shape, boxes.dtype) == ((27, 4), np.int32)
+    assert uris.shape == (27,)
+    np.save(tmp_path / "query.npy", vectors[5])
+    hits = json.loads(command("search", "--vector", tmp_path / "query.npy", "--json").out)
+    assert (hits[0]["uri"], hits[0]["box"]) == (str(uris[5]), boxes[5].tolist())
+
+
+def test_parquet_and_npz_hold_the_same(command: Any, ingested: Path, tmp_path: Path) -> None:
+    for suffix in ("npz", "parquet"):
+        assert command("export", "--spec", "tiny", "--to", tmp_path / f"m.{suffix}").code == 0
+    table = pq.read_table(tmp_path / "m.parquet")
+    with np.load(tmp_path / "m.npz") as matrix:
+        np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), matrix["vectors"])
+        assert table["uri"].to_pylist() == matrix["uris"].tolist()
+        np.testing.assert_array_equal(table["y"].to_numpy(), matrix["boxes"][:, 1])
+
+
+def test_the_page_shows_pictures_from_nowhere_else(
+    command: Any, ingested: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "new" / "result.html"
+    done = command("search", "--image", ingested / "0.png", "-k", 4, "--html", page)
+    assert done.code == 0
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 4 + 2
+    assert "http" not in text
+
+
+def test_prune_deletes_what_vanished(command: Any, ingested: Path) -> None:
+    (ingested / "0.png").unlink()
+    command("ingest", ingested, "--spec", "tiny")
+    assert "deleted 1 vanished files, 1 images, 9 patches" in command("prune").err
+
+
+def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
+    command: Any, ingested: Path, paint: Paint
+) -> None:
+    paint("new.png", 7)
+    before = command("status", "--json").out
+    plan = json.loads(command("ingest", ingested, "--spec", "tiny", "--dry-run", "--json").out)
+    assert (plan["found"], plan["new"], plan["unchanged"]) == (4, 1, 3)
+    assert (plan["images"], plan["patches"]) == (1, 9)
+    assert plan["patches_per_second"] > 0
+    assert command("status", "--json").out == before
+
+
+def test_a_spec_is_shown_with_every_field(command: Any, spec: StoredSpec) -> None:
+    shown = json.loads(command("spec", "show", "tiny", "--json").out)
+    assert shown == {"name": "tiny", "digest": spec.digest, **spec.recipe}
+    assert "tiny" in command("spec", "list").out
+
+
+def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
+    command: Any, spec: StoredSpec
+) -> None:
+    same = ["--backbone", "squeezenet1_1", "--weights", "random:0", "--patch-size", 48]
+    assert command("spec", "add", "tiny", *same, "--stride", 24).code == 0
+    other = command("spec", "add", "tiny", *same, "--stride", 12)
+    assert other.code == 1
+    assert "stride: 24 in the store, 12 now" in other.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ingest", "/no/such/folder", "--spec", "tiny"], "/no/such/folder does not exist"),
+        (["ingest", "{folder}", "--spec", "none"], "no spec named 'none'; known: tiny"),
+        (["spec", "show", "none"], "no spec named 'none'; known: tiny"),
+        (["search"], "give exactly one of --image, --patch and --vector"),
+        (["search", "--patch", "a.jpg"], "is not URI@x,y"),
+        (["search", "--patch", "a.jpg@0,0"], "has no patch of"),
+        (["search", "--image", "/no/such.jpg"], "/no/such.jpg cannot be read"),
+        (["search", "--image", "{picture}", "--region", "0,0,9"], "is not x,y,w,h"),
+        (
+            ["search", "--image", "{picture}", "--region", "60,0,48,48"],
+            "does not lie inside {picture}, which is 96 x 80",
+        ),
+        (["search", "--image", "{text}"], "text.txt: "),
+        (["search", "--vector", "{text}"], "is not a .npy file with one vector"),
+        (["search", "--image", "{picture}", "--k", "0"], "k is 0, expected 1 to 10000"),
+        (["export", "--spec", "tiny", "--to", "m.csv"], "must end in .npz or .parquet"),
+        (["spec", "add", "x", "--backbone", "resnet19"], "resnet19"),
+        (["spec", "add", "x", "--weights", "gone.pth"], "gone.pth"),
+        (["spec", "add", "x", "--weights", "random:1", "--stride", "0"], "stride"),
+        (["spec", "add", "x", "--weights", "random:1", "--edge", "wrap"], "wrap"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(
+    command: Any,
+    spec: StoredSpec,
+    paint: Paint,
+    folder: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    values = {"folder": str(folder), "picture": str(paint("a.png")), "text": str(text)}
+    failed = command(*(argument.format(**values) for argument in arguments))
+    assert failed.code == 1
+    assert failed.out == ""
+    assert failed.err.count("\n") == 1
+    assert failed.err.startswith("error: ")
+    assert message.format(**values) in failed.err
+
+
+def test_a_database_that_cannot_be_reached_is_one_line_without_the_password(
+    patchstore: Any, home: Path, folder: Path
+) -> None:
+    url = "postgresql://someone:hunter2@127.0.0.1:9/none"
+    failed = patchstore("status", PATCHSTORE_DATABASE_URL=url, PATCHSTORE_HOME=str(home))
+    assert failed.code == 1
+    assert failed.err.count("\n") == 1
+    assert failed.err.startswith("error: ")
+    assert "hunter2" not in failed.err
+
+
+def test_an_empty_store_says_what_to_do_next(command: Any, store: Engine) -> None:
+    assert "run: patchstore ingest FOLDER" in command("status").err

@@ -1,0 +1,243 @@
+"""What a scan makes of the files it sees, and what pruning takes away."""
+
+import threading
+
+import pytest
+
+from db import catalog, reports
+
+
+def counted(counts):
+    return {name: n for name, n in vars(counts).items() if n}
+
+
+@pytest.fixture
+def spec(store):
+    return store.spec()
+
+
+def test_first_sight_is_new(store, spec):
+    assert counted(store.scan(spec, {"a": "1", "b": "2"})) == {"found": 2, "new": 2}
+
+
+def test_a_second_scan_finds_everything_unchanged(store, spec):
+    store.scan(spec, {"a": "1", "b": "2"})
+    assert counted(store.scan(spec, {"a": "1", "b": "2"})) == {"found": 2, "unchanged": 2}
+
+
+def test_a_touched_file_with_the_same_content_is_unchanged(store, spec):
+    store.ingest(spec, {"a": "1"})
+    assert counted(store.scan(spec, {"a": "1"}, touched=True)) == {"found": 1, "unchanged": 1}
+    assert store.lease(spec) == []
+
+
+def test_a_renamed_file_has_moved_and_none_has_vanished(store, spec):
+    store.ingest(spec, {"a": "1"})
+    assert counted(store.scan(spec, {"b": "1"})) == {"found": 1, "moved": 1}
+    assert store.shown(spec) == {"b"}
+    assert store.lease(spec) == []
+
+
+def test_a_copy_has_moved_and_is_not_computed(store, spec):
+    store.ingest(spec, {"a": "1"})
+    counts = store.scan(spec, {"a": "1", "b": "1"})
+    assert counted(counts) == {"found": 2, "unchanged": 1, "moved": 1}
+    assert store.lease(spec) == []
+
+
+def test_two_files_of_one_content_are_both_new_and_computed_once(store, spec):
+    assert counted(store.scan(spec, {"a": "1", "b": "1"})) == {"found": 2, "new": 2}
+    assert len(store.lease(spec)) == 1
+    assert store.status(spec).leased == 2
+
+
+def test_a_changed_file_is_changed(store, spec):
+    store.ingest(spec, {"a": "1"})
+    assert counted(store.scan(spec, {"a": "2"})) == {"found": 1, "changed": 1}
+
+
+def test_a_vanished_file_is_counted_once(store, spec):
+    store.scan(spec, {"a": "1", "b": "2"})
+    assert counted(store.scan(spec, {"a": "1"})) == {"found": 1, "unchanged": 1, "vanished": 1}
+    assert counted(store.scan(spec, {"a": "1"})) == {"found": 1, "unchanged": 1}
+
+
+def test_a_file_that_comes_back_is_known(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.scan(spec, {})
+    assert counted(store.scan(spec, {"a": "1"})) == {"found": 1, "moved": 1}
+    assert store.shown(spec) == {"a"}
+
+
+def test_an_incomplete_scan_marks_nothing_as_vanished(store, spec):
+    store.ingest(spec, {"a": "1", "b": "2"})
+    assert store.scan(spec, {"a": "1"}, complete=False).vanished == 0
+    assert store.shown(spec) == {"a", "b"}
+
+
+def test_an_unreadable_file_is_found_and_failed_with_its_reason(store, spec):
+    store.run(spec)
+    assert counted(store.scan(spec, {"a": None})) == {"found": 1, "new": 1}
+    (failure,) = reports.failures(store.engine)
+    assert (failure.uri, failure.reason) == ("a", "cannot be read: no permission")
+    assert store.status(spec).failed == 1
+
+
+def test_an_unreadable_file_is_looked_at_again_and_recovers(store, spec):
+    store.run(spec)
+    store.scan(spec, {"a": None})
+    known = catalog.known_files(store.engine, store.source(), ["a"])
+    assert not known["a"].readable
+    assert counted(store.ingest(spec, {"a": "1"})) == {"found": 1, "changed": 1}
+    assert reports.failures(store.engine) == []
+    assert store.status(spec).done == 1
+
+
+def test_a_second_spec_queues_every_live_image_without_reading_a_file(store, spec):
+    store.ingest(spec, {"a": "1", "b": "2"})
+    other = store.spec("other", dim=8)
+    assert counted(store.scan(other, {"a": "1", "b": "2"})) == {"found": 2, "unchanged": 2}
+    assert len(store.lease(other)) == 2
+
+
+def test_sources_do_not_see_each_others_files_vanish(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.ingest(spec, {"b": "2"}, root="file:///elsewhere")
+    assert store.scan(spec, {}, root="file:///elsewhere").vanished == 1
+    assert store.shown(spec) == {"a"}
+
+
+def test_a_content_known_from_another_source_is_not_computed_again(store, spec):
+    store.ingest(spec, {"a": "1"})
+    counts = store.scan(spec, {"b": "1"}, root="file:///elsewhere")
+    assert counted(counts) == {"found": 1, "moved": 1}
+    assert store.lease(spec, root="file:///elsewhere") == []
+
+
+def test_opening_a_source_twice_gives_one_id(store):
+    assert store.source("file:///x") == store.source("file:///x") != store.source("file:///y")
+
+
+def test_a_scan_of_nothing_is_no_error(store, spec):
+    assert counted(store.scan(spec, {})) == {}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        'file:///it\'s "quoted" 100% :colon :uri %(percent)s \\back\nslash{brace}',
+        "file:///日本語/😀.png",
+        "file:///" + "".join(f"{i:x}" for i in range(4_000)),  # more than a btree entry holds
+    ],
+    ids=["punctuation", "unicode", "long"],
+)
+def test_any_uri_goes_the_whole_way(store, spec, uri):
+    store.ingest(spec, {uri: "1"})
+    assert counted(store.scan(spec, {uri: "1"})) == {"found": 1, "unchanged": 1}
+    assert store.shown(spec) == {uri}
+
+
+def test_a_reason_with_a_nul_byte_is_kept_without_it(store, spec):
+    started = catalog.start_scan(store.engine)
+    file = catalog.SeenFile("a", 0, "m", None, error="bad header b'\x00\x01'")
+    catalog.record_files(store.engine, store.source(), spec, [file], started)
+    assert store.scalar("SELECT error FROM patchstore.image_location").startswith("bad header")
+
+
+def test_prune_deletes_for_good_and_once(store, spec):
+    store.ingest(spec, {"a": "1", "b": "2"})
+    store.scan(spec, {"b": "2"})
+    assert catalog.prune(store.engine) == {
+        "locations": 1,
+        "patches": 3,
+        "extractions": 1,
+        "images": 1,
+    }
+    assert set(catalog.prune(store.engine).values()) == {0}
+    assert store.shown(spec) == {"b"}
+
+
+def test_prune_keeps_a_content_that_another_file_shows(store, spec):
+    store.ingest(spec, {"a": "1", "b": "1"})
+    store.scan(spec, {"b": "1"})
+    assert catalog.prune(store.engine)["images"] == 0
+    assert store.shown(spec) == {"b"}
+
+
+def test_prune_keeps_the_old_content_while_the_new_one_waits(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.scan(spec, {"a": "2"})
+    assert catalog.prune(store.engine)["images"] == 0
+    assert store.shown(spec) == {"a"}
+
+
+def test_prune_deletes_the_old_content_once_the_new_one_is_done(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.ingest(spec, {"a": "2"})
+    assert catalog.prune(store.engine)["images"] == 1
+    assert store.scalar("SELECT count(*) FROM patchstore.patch_feature") == 3
+
+
+def test_prune_leaves_what_is_being_computed(store, spec):
+    store.scan(spec, {"a": "1"})
+    (lease,) = store.lease(spec)
+    store.scan(spec, {})
+    assert catalog.prune(store.engine)["images"] == 0
+    store.write(spec, lease)
+    assert catalog.prune(store.engine)["patches"] == 3
+
+
+def test_a_pruned_file_that_returns_is_new(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.scan(spec, {})
+    catalog.prune(store.engine)
+    assert counted(store.ingest(spec, {"a": "1"})) == {"found": 1, "new": 1}
+    assert store.shown(spec) == {"a"}
+
+
+def test_prune_and_scan_at_once_neither_fail_nor_lose_a_file(store, spec):
+    store.ingest(spec, {"a": "1"})
+    errors = []
+
+    def keep(action):
+        try:
+            for turn in range(15):
+                action(turn)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=keep, args=(lambda _: catalog.prune(store.engine),)),
+        threading.Thread(
+            target=keep, args=(lambda n: store.scan(spec, {"a": "1"} if n % 2 else {"b": "1"}),)
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert counted(store.scan(spec, {"b": "1"}))["found"] == 1
+    assert store.scalar("SELECT count(*) FROM patchstore.extraction") == 1
+
+
+def test_two_scans_of_one_folder_at_once_agree(store, spec):
+    files = {f"u{i:03}": str(i % 50) for i in range(200)}
+    backwards = dict(reversed(files.items()))
+    errors = []
+
+    def scan(seen):
+        try:
+            for _ in range(3):
+                store.scan(spec, seen, touched=True)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=scan, args=(seen,)) for seen in (files, backwards)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert store.scalar("SELECT count(*) FROM patchstore.image_location") == 200
+    assert store.scalar("SELECT count(*) FROM patchstore.extraction") == 50

@@ -1,0 +1,164 @@
+"""The HNSW index: built once, in nobody's way, and exactly the one that searches ask for."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from db import index
+from db.errors import TransientStoreError
+from db.index import build_index, count_rows, index_name, is_indexed
+from db.metric import METRICS
+from db.search import search
+
+
+@pytest.fixture
+def spec(store):
+    spec = store.spec()
+    store.load(spec, {f"u{i}": store.vectors(50, seed=i) for i in range(4)})
+    return spec
+
+
+def build(store, spec, threshold=0, **more):
+    return build_index(store.engine, spec, threshold=threshold, memory_mb=16, **more)
+
+
+def oid(store, spec):
+    return store.scalar("SELECT to_regclass(:name)::oid", name=f"patchstore.{index_name(spec)}")
+
+
+def test_it_is_built_once(store, spec):
+    assert build(store, spec)
+    first = oid(store, spec)
+    assert not build(store, spec)
+    assert (oid(store, spec), is_indexed(store.engine, spec)) == (first, True)
+
+
+def test_up_to_the_threshold_none_is_built(store, spec):
+    assert count_rows(store.engine, spec) == 200
+    assert not build(store, spec, threshold=200)
+    assert not is_indexed(store.engine, spec)
+    assert build(store, spec, threshold=199)
+
+
+def test_vectors_too_long_to_index_are_searched_exactly(store):
+    spec = store.spec("long", dim=4_001)
+    store.load(spec, {"a": np.ones((3, 4_001), np.float32)})
+    assert not build(store, spec)
+    assert len(search(store.engine, spec, np.ones(4_001, np.float32), 2)) == 2
+
+
+def test_the_longest_vectors_that_can_be_indexed_are(store):
+    spec = store.spec("long", dim=4_000)
+    store.load(spec, {"a": store.vectors(3, 4_000)})
+    assert build(store, spec)
+    assert len(search(store.engine, spec, store.vectors(1, 4_000)[0], 2)) == 2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_operator_class_and_expression_are_the_metrics(store, metric):
+    spec = store.spec(metric, metric=metric)
+    store.load(spec, {"a": store.vectors(3)})
+    build(store, spec)
+    definition = store.scalar("SELECT pg_get_indexdef(CAST(:oid AS oid))", oid=oid(store, spec))
+    plain = METRICS[metric].index_key(spec.dim).replace("(", "").replace(")", "")
+    assert f"USING hnsw {plain} WITH" in definition.replace("(", "").replace(")", "")
+    assert METRICS[metric].operator_class == f"halfvec_{metric}_ops"
+    operator = store.scalar("SELECT distance_operator FROM patchstore.feature_spec")
+    assert METRICS[metric].operator == operator
+    assert (
+        METRICS[metric].order_by(4, "$1") == f"(embedding::halfvec(4)) {operator} ($1::halfvec(4))"
+    )
+
+
+def test_what_a_killed_build_left_behind_is_replaced(store, spec, admin):
+    build(store, spec)
+    left = oid(store, spec)
+    admin.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s", (left,))
+    assert not is_indexed(store.engine, spec)
+    assert len(search(store.engine, spec, store.vectors(1)[0], 5)) == 5
+    assert build(store, spec)
+    assert is_indexed(store.engine, spec)
+    assert oid(store, spec) != left
+
+
+def test_a_builder_that_comes_late_to_the_lock_leaves_the_index_alone(store, spec, monkeypatch):
+    build(store, spec)
+    first = oid(store, spec)
+    seen = [False]  # what it saw before the other builder was ready
+    monkeypatch.setattr(index, "is_indexed", lambda *a: seen.pop() if seen else is_indexed(*a))
+    assert not build(store, spec)
+    assert oid(store, spec) == first
+
+
+def test_two_builders_at_once_build_one(store, spec):
+    with ThreadPoolExecutor(3) as pool:
+        built = list(pool.map(lambda _: build(store, spec), range(3)))
+    assert sum(built) == 1
+    assert is_indexed(store.engine, spec)
+
+
+class HeldBuild:
+    """A build that is stopped in the middle by a transaction of the test's."""
+
+    def __init__(self, store, spec, **more):
+        self.store = store
+        self.blocker = store.engine.connect()
+        self.blocker.exec_driver_sql(f"LOCK TABLE {spec.partition} IN ROW EXCLUSIVE MODE")
+        self.pool = ThreadPoolExecutor(1)
+        self.result = self.pool.submit(build, store, spec, **more)
+        while not store.sql("SELECT 1 FROM pg_stat_progress_create_index WHERE phase ~ 'waiting'"):
+            assert not self.result.done()
+
+    def finish(self):
+        self.blocker.close()
+        self.pool.shutdown()
+        return self.result.result()
+
+
+def test_while_it_is_built_others_write_search_and_do_not_build(store, spec):
+    held = HeldBuild(store, spec)
+    store.ingest(spec, {"new": "new"}, root="file:///elsewhere")
+    assert "new" in store.shown(spec)
+    assert len(search(store.engine, spec, store.vectors(1)[0], 5)) == 5
+    assert not build(store, spec)
+    assert held.finish()
+    assert len(search(store.engine, spec, store.vectors(1)[0], 300)) == 203
+
+
+def test_a_build_that_is_killed_can_be_tried_again(store, spec, admin):
+    held = HeldBuild(store, spec)
+    admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_progress_create_index")
+    with pytest.raises(TransientStoreError):
+        held.finish()
+    assert not is_indexed(store.engine, spec)
+    assert build(store, spec)
+
+
+def test_progress_is_shown_by_phase_and_share(store, spec, monkeypatch):
+    monkeypatch.setattr(index, "POLL_S", 0.001)
+    seen, enough = [], threading.Event()
+
+    def note(phase, share):
+        seen.append((phase, share))
+        enough.set()
+
+    held = HeldBuild(store, spec, on_progress=note)
+    assert enough.wait(10)
+    assert held.finish()
+    assert all(phase and 0 <= share <= 1 for phase, share in seen)
+
+
+def test_a_listener_that_fails_does_not_stop_the_build(store, spec, monkeypatch):
+    monkeypatch.setattr(index, "POLL_S", 0.001)
+    enough = threading.Event()
+
+    def fail(phase, share):
+        enough.set()
+        raise RuntimeError("the terminal is gone")
+
+    held = HeldBuild(store, spec, on_progress=fail)
+    assert enough.wait(10)
+    assert held.finish()
+    assert is_indexed(store.engine, spec)

@@ -1,0 +1,205 @@
+"""One image's vectors: all or none, and only from the lease's holder."""
+
+import threading
+
+import numpy as np
+import psycopg
+import pytest
+
+from db import ledger, writer
+from db.errors import LeaseLost, StoreError, TransientStoreError
+
+
+@pytest.fixture
+def spec(store):
+    return store.spec()
+
+
+@pytest.fixture
+def lease(store, spec):
+    store.scan(spec, {"a": "1"})
+    (lease,) = store.lease(spec)
+    return lease
+
+
+def rows(store):
+    return store.scalar("SELECT count(*) FROM patchstore.patch_feature")
+
+
+def states(store):
+    return store.sql("SELECT state, patch_count, attempts FROM patchstore.extraction ORDER BY 1")
+
+
+def test_vectors_and_boxes_come_back_as_they_were_written(store, spec, lease):
+    vectors = store.vectors(5)
+    store.write(spec, lease, vectors)
+    stored = store.sql("SELECT x, y, width, height, scale FROM patchstore.patches ORDER BY x")
+    assert [row[:4] for row in stored] == [tuple(box) for box in store.boxes(5)[0].tolist()]
+    assert (store.shown_vectors(spec) == vectors).all()
+    assert states(store) == [("done", 5, 1)]
+
+
+def test_a_late_writer_with_an_old_fence_changes_nothing(store, spec, lease):
+    ledger.release_image(store.engine, lease)
+    (again,) = store.lease(spec)
+    with pytest.raises(LeaseLost, match="a belongs to another worker"):
+        store.write(spec, lease)
+    assert rows(store) == 0
+    store.write(spec, again, store.vectors(2))
+    with pytest.raises(LeaseLost):
+        store.write(spec, lease, store.vectors(4))
+    assert rows(store) == 2
+
+
+def test_a_writer_whose_lease_was_reclaimed_changes_nothing(store, spec, lease):
+    assert ledger.reclaim(store.engine, spec, 25) == 1
+    with pytest.raises(LeaseLost):
+        store.write(spec, lease)
+    assert (rows(store), states(store)) == (0, [("pending", None, 1)])
+
+
+def test_a_writer_of_a_failed_image_changes_nothing(store, spec, lease):
+    ledger.fail_image(store.engine, lease, "truncated")
+    with pytest.raises(LeaseLost):
+        store.write(spec, lease)
+    assert states(store) == [("failed", None, 1)]
+
+
+def test_a_write_repeated_after_a_lost_answer_changes_nothing(store, spec, lease):
+    store.write(spec, lease)
+    before = store.sql("SELECT id FROM patchstore.patch_feature ORDER BY 1")
+    store.write(spec, lease)
+    assert store.sql("SELECT id FROM patchstore.patch_feature ORDER BY 1") == before
+
+
+def test_rows_that_were_there_are_replaced(store, spec, lease):
+    store.write(spec, lease, store.vectors(5))
+    store.sql("UPDATE patchstore.extraction SET state = 'pending', patch_count = NULL, "
+              "visible = false")  # fmt: skip
+    (again,) = store.lease(spec)
+    store.write(spec, again, store.vectors(2, seed=1))
+    assert (store.shown_vectors(spec) == store.vectors(2, seed=1)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("boxes", np.zeros((3, 3), np.int32), r"boxes has shape \(3, 3\), expected \(3, 4\)"),
+        ("boxes", np.ones((3, 4), np.float64), "boxes have dtype float64, expected int32"),
+        ("boxes", np.ones((3, 4), np.int64), "boxes have dtype int64, expected int32"),
+        ("scales", np.ones(2, np.float32), r"scales has shape \(2,\), expected \(3,\)"),
+        ("scales", np.ones(3, np.int32), "scales have dtype int32, expected float32"),
+        ("vectors", np.ones((3, 5), np.float32), r"vectors has shape \(3, 5\), expected \(3, 4\)"),
+        ("vectors", np.ones(12, np.float32), r"vectors has shape \(12,\), expected \(3, 4\)"),
+        ("vectors", np.ones((3, 4), np.float64), "vectors have dtype float64, expected float32"),
+        ("vectors", np.full((3, 4), np.nan, np.float32), "vector 0 has a value"),
+        ("vectors", np.full((3, 4), -np.inf, np.float32), "vector 0 has a value"),
+        ("vectors", np.full((3, 4), 70_000, np.float32), "beyond 65504"),
+    ],
+)
+def test_arrays_of_another_make_are_refused(store, spec, lease, name, value, message):
+    boxes, scales = store.boxes(3)
+    arrays = {"boxes": boxes, "scales": scales, "vectors": store.vectors(3), name: value}
+    with pytest.raises(ValueError, match=message):
+        writer.replace_patches(store.engine, spec, lease, **arrays)
+    assert states(store) == [("leased", None, 1)]
+
+
+def test_an_image_without_patches_is_refused(store, spec, lease):
+    with pytest.raises(ValueError, match="without patches"):
+        store.write(spec, lease, np.empty((0, 4), np.float32))
+
+
+def test_vectors_that_are_not_contiguous_are_written_right(store, spec, lease):
+    vectors = np.asfortranarray(store.vectors(6))[::2]
+    store.write(spec, lease, vectors)
+    assert (store.shown_vectors(spec) == vectors).all()
+
+
+@pytest.mark.parametrize(
+    "box", [(-1, 0, 8, 8), (0, 0, 0, 8), (0, 0, 8, -1)], ids=["outside", "empty", "negative"]
+)
+def test_a_box_outside_the_image_leaves_nothing(store, spec, lease, box):
+    boxes, scales = store.boxes(3)
+    boxes[2] = box
+    with pytest.raises(StoreError, match="ck_patch_feature_box"):
+        writer.replace_patches(store.engine, spec, lease, boxes, scales, store.vectors(3))
+    assert (rows(store), states(store)) == (0, [("leased", None, 1)])
+
+
+def test_the_same_box_twice_leaves_nothing(store, spec, lease):
+    boxes, scales = store.boxes(3)
+    boxes[2] = boxes[0]
+    with pytest.raises(StoreError, match="duplicate key"):
+        writer.replace_patches(store.engine, spec, lease, boxes, scales, store.vectors(3))
+    assert rows(store) == 0
+
+
+class Killed(np.ndarray):
+    """Vectors whose writer's connection is terminated while the third one is written."""
+
+    admin: psycopg.Connection
+
+    def __iter__(self):
+        for number, vector in enumerate(np.asarray(self)):
+            if number == 2:
+                self.admin.execute(
+                    "SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l "
+                    "WHERE l.relation = 'patchstore.patch_feature_s1'::regclass "
+                    "AND l.mode = 'RowExclusiveLock' AND l.pid <> pg_backend_pid()"
+                )
+            yield vector
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_and_may_try_again(store, spec, lease, admin):
+    vectors = store.vectors(3).view(Killed)
+    vectors.admin = admin
+    with pytest.raises(TransientStoreError):
+        store.write(spec, lease, vectors)
+    assert (rows(store), states(store)) == (0, [("leased", None, 1)])
+    store.write(spec, lease)
+    assert (rows(store), states(store)) == (3, [("done", 3, 1)])
+
+
+def test_writers_and_scans_in_opposite_order_never_deadlock(store, spec):
+    """Files that go back and forth between contents: each replaces the other."""
+    other = store.spec("other", dim=8)
+    pairs = {f"u{i}": (f"x{i}", f"y{i}") for i in range(8)}
+    files = [{uri: pair[turn] for uri, pair in pairs.items()} for turn in (0, 1)]
+    for each in (spec, other):
+        store.ingest(each, files[0])
+    errors = []
+
+    def keep(action):
+        try:
+            for turn in range(6):
+                action(turn)
+        except Exception as error:
+            errors.append(error)
+
+    def compute(each):
+        for lease in store.lease(each):
+            try:
+                store.write(each, lease)
+            except LeaseLost:
+                continue
+
+    def redo(turn):
+        store.scan(spec, files[turn % 2])
+        store.sql(
+            "UPDATE patchstore.extraction SET state = 'failed', error = 'x', patch_count = NULL, "
+            "visible = false WHERE state = 'done' AND image_id IN (SELECT image_id FROM "
+            "patchstore.extraction WHERE state = 'done' ORDER BY image_id, spec_id "
+            "LIMIT 4 FOR UPDATE SKIP LOCKED)"
+        )
+        ledger.retry_failed(store.engine, None, None)
+
+    threads = [
+        threading.Thread(target=keep, args=(action,))
+        for action in (lambda _: compute(spec), lambda _: compute(other), redo)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
