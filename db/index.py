@@ -83,8 +83,9 @@ def build_index(
                 return False
             _build(engine, connection, spec, memory_mb, on_progress)
         finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:class, :spec)"), lock)
-            connection.execute(text("RESET maintenance_work_mem"))
+            if not connection.invalidated:  # a lost connection has released all by itself
+                connection.execute(text("SELECT pg_advisory_unlock(:class, :spec)"), lock)
+                connection.execute(text("RESET maintenance_work_mem"))
     return True
 
 
@@ -128,6 +129,15 @@ def _watch(
 ) -> None:
     if on_progress is None:
         return
+    try:
+        _poll(engine, pid, done, on_progress)
+    except Exception:  # the build goes on, whether somebody looks at it or not
+        logger.warning("the progress of the index build is not shown any more", exc_info=True)
+
+
+def _poll(
+    engine: Engine, pid: int, done: threading.Event, on_progress: Callable[[str, float], None]
+) -> None:
     with engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         while not done.wait(POLL_S):

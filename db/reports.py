@@ -154,6 +154,6 @@ _MATRIX = """
 SELECT p.embedding, p.x, p.y, p.width, p.height, l.uri
   FROM {partition} p
   JOIN patchstore.extraction e ON e.spec_id = %s AND e.image_id = p.image_id AND e.visible
-  CROSS JOIN LATERAL patchstore.shown_location(p.image_id) l
+  CROSS JOIN LATERAL patchstore.shown_location(p.spec_id, p.image_id) l
  ORDER BY l.uri, p.scale, p.y, p.x
 """

@@ -113,43 +113,50 @@ RETURNS text LANGUAGE sql STABLE AS $$
               nearest AS (SELECT * FROM candidate ORDER BY distance, id LIMIT $4)
          SELECT n.id, n.image_id, l.uri, n.x, n.y, n.width, n.height, n.scale, n.distance, l.metadata
            FROM nearest n
-           CROSS JOIN LATERAL patchstore.shown_location(n.image_id) l
-          ORDER BY n.distance, n.id', patchstore.candidates_sql(s, approximate))
+           CROSS JOIN LATERAL patchstore.shown_location(%s, n.image_id) l
+          ORDER BY n.distance, n.id', patchstore.candidates_sql(s, approximate), s.id)
 $$;
 
--- The k images with the nearest mean of their best $5 patches, as text. The pool only picks the
--- images; each image's best patches are then found exactly among all of its patches.
+-- The k images with the nearest mean of their best $5 patches, as text. Approximate: the pool only
+-- picks the images; each image's best patches are then found exactly among all of its patches.
+-- Exact: every patch is a candidate ($3 is null), so every image is ranked.
 CREATE FUNCTION patchstore.images_sql(s patchstore.feature_spec, approximate boolean)
 RETURNS text LANGUAGE sql STABLE AS $$
     SELECT format(
-        'WITH candidate AS MATERIALIZED (%1$s),
-              picked AS MATERIALIZED (
-                SELECT image_id FROM candidate GROUP BY image_id
-                 ORDER BY min(distance), image_id LIMIT 4 * $4),
+        'WITH candidate AS MATERIALIZED (%s),
+              measured AS (%s),
               ranked AS (
                 SELECT p.*, row_number() OVER (PARTITION BY p.image_id ORDER BY p.distance, p.id) AS rank
-                  FROM (SELECT f.id, f.image_id, f.x, f.y, f.width, f.height, f.scale,
-                               (f.embedding %2$s $1)::double precision AS distance
-                          FROM picked JOIN patchstore.patch_feature f
-                            ON f.spec_id = %3$s AND f.image_id = picked.image_id) p),
+                  FROM measured p),
               best AS (
                 SELECT image_id, avg(distance) AS mean FROM ranked WHERE rank <= $5
                  GROUP BY image_id ORDER BY 2, 1 LIMIT $4)
          SELECT r.id, r.image_id, l.uri, r.x, r.y, r.width, r.height, r.scale, b.mean, l.metadata
            FROM best b JOIN ranked r ON r.image_id = b.image_id AND r.rank = 1
-           CROSS JOIN LATERAL patchstore.shown_location(r.image_id) l
+           CROSS JOIN LATERAL patchstore.shown_location(%s, r.image_id) l
           ORDER BY b.mean, r.image_id',
-        patchstore.candidates_sql(s, approximate), s.distance_operator, s.id)
+        patchstore.candidates_sql(s, approximate),
+        CASE WHEN approximate THEN format(
+            'SELECT f.id, f.image_id, f.x, f.y, f.width, f.height, f.scale,
+                    (f.embedding %s $1)::double precision AS distance
+               FROM (SELECT image_id FROM candidate GROUP BY image_id
+                      ORDER BY min(distance), image_id LIMIT 4 * $4) picked
+               JOIN patchstore.patch_feature f
+                 ON f.spec_id = %s AND f.image_id = picked.image_id', s.distance_operator, s.id)
+        ELSE 'SELECT * FROM candidate' END,
+        s.id)
 $$;
 
--- One live location of an image: as its content, else as its previous content.
-CREATE FUNCTION patchstore.shown_location(shown bigint)
+-- One live location of a visible image: as its content, else as its previous content.
+CREATE FUNCTION patchstore.shown_location(spec integer, shown bigint)
 RETURNS TABLE (uri text, metadata jsonb) LANGUAGE sql STABLE ROWS 1 AS $$
     (SELECT l.uri, l.metadata FROM patchstore.image_location l
       WHERE l.image_id = shown AND l.vanished_at IS NULL ORDER BY l.id LIMIT 1)
     UNION ALL
     (SELECT l.uri, l.metadata FROM patchstore.image_location l
-      WHERE l.previous_image_id = shown AND l.vanished_at IS NULL ORDER BY l.id LIMIT 1)
+       LEFT JOIN patchstore.extraction n ON n.spec_id = spec AND n.image_id = l.image_id
+      WHERE l.previous_image_id = shown AND l.vanished_at IS NULL
+        AND coalesce(n.state, 'pending') IN ('pending', 'leased') ORDER BY l.id LIMIT 1)
     LIMIT 1
 $$;
 
@@ -200,7 +207,8 @@ DECLARE
 BEGIN
     PERFORM patchstore.check_question(s, query, k);
     RETURN QUERY SELECT * FROM patchstore.run_search(
-        s, false, query, k, coalesce(other_than, '{}'), exact, greatest(ef_search, 2 * k), 0);
+        s, false, query, k, coalesce(array_remove(other_than, NULL), '{}'), exact,
+        least(greatest(ef_search, 2 * k), 100000), 0);
 END $$;
 
 CREATE FUNCTION patchstore.similar_images(
@@ -216,7 +224,8 @@ BEGIN
             USING ERRCODE = '22023';
     END IF;
     RETURN QUERY SELECT * FROM patchstore.run_search(
-        s, true, query, k, coalesce(other_than, '{}'), exact, greatest(500, 20 * k), best);
+        s, true, query, k, coalesce(array_remove(other_than, NULL), '{}'), exact,
+        greatest(500, 20 * k), best);
 END $$;
 
 CREATE VIEW patchstore.specs AS

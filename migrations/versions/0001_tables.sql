@@ -68,7 +68,6 @@ CREATE TABLE patchstore.image_location (
     last_seen TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     vanished_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_image_location PRIMARY KEY (id),
-    CONSTRAINT uq_image_location_source_id_uri UNIQUE (source_id, uri),
     CONSTRAINT ck_image_location_content_or_error CHECK ((image_id IS NULL) = (error IS NOT NULL)),
     CONSTRAINT fk_image_location_source_id FOREIGN KEY(source_id) REFERENCES patchstore.source (id),
     CONSTRAINT fk_image_location_image_id FOREIGN KEY(image_id) REFERENCES patchstore.image (id),
@@ -79,7 +78,10 @@ CREATE INDEX ix_image_location_image_id ON patchstore.image_location (image_id);
 
 CREATE INDEX ix_image_location_previous_image_id ON patchstore.image_location (previous_image_id) WHERE previous_image_id IS NOT NULL;
 
-CREATE INDEX ix_image_location_uri ON patchstore.image_location (uri);
+-- By hashes, for a URI may be longer than an entry of a B-tree.
+CREATE UNIQUE INDEX uq_image_location_source_id_uri ON patchstore.image_location (source_id, hashtextextended(uri, 0), hashtextextended(uri, 1));
+
+CREATE INDEX ix_image_location_uri ON patchstore.image_location USING hash (uri);
 
 CREATE TABLE patchstore.ingest_run (
     id INTEGER GENERATED ALWAYS AS IDENTITY,

@@ -51,7 +51,8 @@ def causes(error: BaseException) -> str:
     parts: list[str] = []
     current: BaseException | None = error
     while current is not None:
-        reason = getattr(current, "strerror", None)  # of an OSError, which repeats the path
+        # Below another error an OSError would only repeat the path.
+        reason = getattr(current, "strerror", None) if parts else None
         text = " ".join(str(reason or current).split()) or type(current).__name__
         if not any(text in part for part in parts):
             parts.append(text)
