@@ -15,8 +15,8 @@ from typing import Any
 from db.settings import StoreSettings
 
 RESULT = Path("demo/result.html")
-# A patch of brick wall: gravel, grass and cells are about, so an answer can be seen to be right.
-QUERY = ("brick.png", "112,112")
+# The engine as the left eye sees it: the right eye's picture holds the answer.
+QUERY = ("motorcycle_left.png", "336,224")
 HITS = 12
 
 
@@ -32,7 +32,8 @@ def main() -> None:
     summary = _run_ingest(pictures, spec)
     query = f"{pictures / QUERY[0]}@{QUERY[1]}"
     print(
-        f"\n$ patchstore search --patch {query} --spec {spec} --other-images --k {HITS} --html ..."
+        f"\n$ patchstore search --patch {query} --spec {spec} --other-images "
+        f"--k {HITS} --html {RESULT}"
     )
     begun = time.monotonic()
     _patchstore(

@@ -16,7 +16,8 @@ SELECT e.spec_id, e.image_id FROM patchstore.extraction e WHERE e.state = 'done'
     SELECT FROM patchstore.image_location l
       LEFT JOIN patchstore.extraction n ON n.spec_id = e.spec_id AND n.image_id = l.image_id
      WHERE l.vanished_at IS NULL AND (l.image_id = e.image_id OR (
-           l.previous_image_id = e.image_id AND (n.state IS NULL OR n.state IN ('pending', 'leased')))))
+           l.previous_image_id = e.image_id
+           AND (n.state IS NULL OR n.state IN ('pending', 'leased')))))
 ORDER BY 1, 2
 """
 EVERYTHING = (

@@ -43,9 +43,10 @@ def objects(url):
     """Tables, functions, sequences and types of our schema."""
     return query(
         url,
-        "SELECT relname, relkind::text FROM pg_class WHERE relnamespace = 'patchstore'::regnamespace "
-        "UNION ALL SELECT proname, 'f' FROM pg_proc WHERE pronamespace = 'patchstore'::regnamespace "
-        "UNION ALL SELECT typname, 't' FROM pg_type WHERE typnamespace = 'patchstore'::regnamespace "
+        "WITH ours AS (SELECT oid FROM pg_namespace WHERE nspname = 'patchstore') "
+        "SELECT relname, relkind::text FROM pg_class JOIN ours ON ours.oid = relnamespace "
+        "UNION ALL SELECT proname, 'f' FROM pg_proc JOIN ours ON ours.oid = pronamespace "
+        "UNION ALL SELECT typname, 't' FROM pg_type JOIN ours ON ours.oid = typnamespace "
         "ORDER BY 1, 2",
     )
 
@@ -126,7 +127,7 @@ def test_another_revision_is_named(database, connect):
 
 def test_a_database_without_pgvector_says_what_to_run(empty_database):
     engine = make_engine(empty_database)
-    with pytest.raises(SchemaError, match="no pgvector.*patchstore db upgrade"):
+    with pytest.raises(SchemaError, match=r"no pgvector.*patchstore db upgrade"):
         get_spec(engine, "x")
     engine.dispose()
 

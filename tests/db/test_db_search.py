@@ -14,6 +14,7 @@ from db.search import find_content, find_images, find_patch, search
 
 IMAGES, PATCHES, DIM = 40, 50, 16
 METRICS = ("cosine", "l2", "ip")
+ONES = "array_fill(1, ARRAY[16])::vector"
 
 
 def distances(metric, vectors, query):
@@ -325,8 +326,8 @@ def as_reader(gallery, statement):
 @pytest.mark.parametrize(
     "statement",
     [
-        "SELECT * FROM patchstore.similar_patches('exact-cosine', array_fill(1, ARRAY[16])::vector)",
-        "SELECT * FROM patchstore.similar_images('indexed-l2', array_fill(1, ARRAY[16])::vector)",
+        f"SELECT * FROM patchstore.similar_patches('exact-cosine', {ONES})",
+        f"SELECT * FROM patchstore.similar_images('indexed-l2', {ONES})",
         "SELECT * FROM patchstore.specs LIMIT 1",
         "SELECT * FROM patchstore.images LIMIT 1",
         "SELECT * FROM patchstore.patches LIMIT 1",

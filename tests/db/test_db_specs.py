@@ -79,7 +79,7 @@ def test_an_unknown_spec_is_not_found_and_the_known_ones_are_named(engine):
 def test_two_adders_at_once_add_one_spec(engine):
     with ThreadPoolExecutor(4) as pool:
         added = list(pool.map(lambda _: add_spec(engine, NEW), range(4)))
-    assert len(set(spec.id for spec in added)) == 1
+    assert len({spec.id for spec in added}) == 1
     assert len(list_specs(engine)) == 1
 
 
