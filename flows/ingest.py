@@ -7,6 +7,7 @@ leases of a dead run free and goes on.
 import json
 import time
 from collections import Counter, deque
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any, Literal
@@ -98,7 +99,8 @@ def _ingest(
     store = StoreSettings()
     ears.phase("scanning")
     counts = scan(engine, folder, source_id, stored, settings.scan_threads)
-    get_run_logger().info("scanned %s: %s", folder.root, counts)
+    found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
+    get_run_logger().info("scanned %s: %s", folder.root, found)
     reclaim(engine, stored, store.max_attempts)
     pending = _standing(engine, source_id, stored)["pending"]
     summary = _summary(counts, folder)

@@ -89,6 +89,11 @@ def ensure(folder: Path) -> LocalServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C stops the command, not everybody's server
+                env={
+                    **os.environ,
+                    "PREFECT_SERVER_UI_API_URL": LocalServer(folder, port).api_url,
+                    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+                },
             )
         process.returncode = 0  # it outlives this process on purpose: nobody waits for it
         (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
