@@ -180,7 +180,9 @@ def prune(engine: Engine) -> dict[str, int]:
                 text(
                     "SELECT i.id FROM patchstore.image i"
                     " WHERE NOT EXISTS (SELECT FROM patchstore.image_location l"
-                    "                    WHERE i.id IN (l.image_id, l.previous_image_id))"
+                    "                    WHERE l.image_id = i.id)"
+                    "   AND NOT EXISTS (SELECT FROM patchstore.image_location l"
+                    "                    WHERE l.previous_image_id = i.id)"
                     "   AND NOT EXISTS (SELECT FROM patchstore.extraction e"
                     "                    WHERE e.image_id = i.id AND e.state = 'leased') "
                     "ORDER BY i.id FOR UPDATE"

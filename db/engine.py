@@ -15,7 +15,14 @@ from .errors import ConfigurationError, InvalidQuestion, NotFound, SchemaError, 
 logger = logging.getLogger(__name__)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-TRANSIENT_STATES = frozenset({"57P01", "57P02", "57P03", "40001", "40P01", "55P03", "53300"})
+TRANSIENT_STATES = frozenset(
+    {
+        *("57P01", "57P02", "57P03"),  # the server shuts down, crashed, or starts
+        *("40001", "40P01", "55P03"),  # serialization, deadlock, lock not available
+        *("57014", "25P03", "57P05"),  # a timeout of a statement, a transaction, a session
+        "53300",  # too many connections
+    }
+)
 CONNECTION_CLASS = "08"
 # Raised by our functions; a number too large for its type, as a k of ten digits.
 INVALID_QUESTION_STATES = frozenset({"22023", "22003"})

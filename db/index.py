@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 # Chosen from the recall and latency measurement in docs/benchmarks.md.
 M = 16
-EF_CONSTRUCTION = 100
+EF_CONSTRUCTION = 200
 POLL_S = 0.5
 
 

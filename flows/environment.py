@@ -30,13 +30,17 @@ def prepare(home: Path) -> LocalServer | None:
     Returns:
         The local server, perhaps not up yet; None where `PREFECT_API_URL` names one.
     """
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    if os.environ.get("PREFECT_API_URL"):
-        return None
     folder = prefect_home(home)
-    os.environ.setdefault("PREFECT_HOME", str(folder))
-    os.environ.setdefault("PREFECT_UI_STATIC_DIRECTORY", str(folder / "ui"))
+    local = not os.environ.get("PREFECT_API_URL")
+    defaults = DEFAULTS.copy()
+    if local:
+        defaults["PREFECT_HOME"] = str(folder)
+        defaults["PREFECT_UI_STATIC_DIRECTORY"] = str(folder / "ui")
+    for name, value in defaults.items():
+        if not os.environ.get(name):  # empty is what a .env file leaves of a setting taken back
+            os.environ[name] = value
+    if not local:
+        return None
     server = local_server.ensure(folder)
     os.environ["PREFECT_API_URL"] = server.api_url
     return server

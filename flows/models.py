@@ -3,8 +3,11 @@
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
 from sqlalchemy import Engine
 
 from db.specs import StoredSpec, record_precision, recorded_precision
@@ -16,6 +19,9 @@ from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
+
+SAMPLE_PATCHES = 64
+SAMPLE_PATCHES_AN_IMAGE = 8
 
 _load_lock = threading.Lock()
 
@@ -38,6 +44,26 @@ def load(stored: StoredSpec) -> Backbone:
         return _load(spec.digest, spec.canonical_json(), stored.weights_source)
 
 
+def _sample(images: Sequence[DecodedImage]) -> list[DecodedImage]:
+    """A few patches of each of the first images: enough to judge a precision by."""
+    sample: list[DecodedImage] = []
+    left = SAMPLE_PATCHES
+    for image in images:
+        if left <= 0:
+            break
+        chosen = np.linspace(0, len(image.grid.boxes) - 1, min(left, SAMPLE_PATCHES_AN_IMAGE))
+        rows = np.unique(chosen.astype(int))
+        left -= len(rows)
+        grid = replace(
+            image.grid,
+            windows=image.grid.windows[rows],
+            boxes=image.grid.boxes[rows],
+            scales=image.grid.scales[rows],
+        )
+        sample.append(DecodedImage(image.pixels, grid))
+    return sample
+
+
 class Model:
     """Computes the vectors of one run.
 
@@ -55,7 +81,9 @@ class Model:
         self._spec = feature_spec(stored)
         self._settings = ExtractorSettings()
         self._backbone = load(stored)
-        self._lock = threading.Lock()
+        # One thread for all forward passes: torch keeps a team of OpenMP threads, and glibc an
+        # arena, for every thread that ever calls it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._extractor: FeatureExtractor | None = None
         if precision != "auto":
             self._extractor = self._make(precision)
@@ -67,11 +95,11 @@ class Model:
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """The vectors of each image, in order."""
-        if not images:
-            return []
-        with self._lock:
-            if self._extractor is None:
-                self._extractor = self._make(self._choose_precision(images))
+        return self._thread.submit(self._extract, images).result() if images else []
+
+    def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+        if self._extractor is None:
+            self._extractor = self._make(self._choose_precision(images))
         return self._extractor.extract(images)
 
     def _make(self, precision: str) -> FeatureExtractor:
@@ -89,7 +117,9 @@ class Model:
         if known is not None:
             logger.info("precision %s on %s, as checked before", known, kind)
             return known
-        check = check_precision(self._spec, self._backbone, images, device=self._settings.device)
+        check = check_precision(
+            self._spec, self._backbone, _sample(images), device=self._settings.device
+        )
         logger.info("precision %s on %s: %s", check.precision, kind, check.detail)
         if not self._record:
             return check.precision

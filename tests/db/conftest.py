@@ -180,17 +180,6 @@ def row_of_boxes(n: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes, np.ones(n, dtype=np.float32)
 
 
-@pytest.fixture(scope="package", autouse=True)
-def without_fsync(server: str) -> Iterator[None]:
-    """Half of this folder's time would be waiting for the disk, at every CREATE DATABASE."""
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute("ALTER SYSTEM SET fsync = off")
-        connection.execute("SELECT pg_reload_conf()")
-        yield
-        connection.execute("ALTER SYSTEM RESET fsync")
-        connection.execute("SELECT pg_reload_conf()")
-
-
 @pytest.fixture
 def store(engine: Engine) -> Store:
     return Store(engine)

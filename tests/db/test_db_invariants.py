@@ -37,8 +37,9 @@ class Ledger(RuleBasedStateMachine):
         self.store.sql(f"TRUNCATE {EVERYTHING}")
         for spec in self.specs:
             self.store.run(spec)
+            self.store.ingest(spec, {"a": "1", "b": "2"})
         self.held = []
-        self.files = {}
+        self.files = {"a": "1", "b": "2"}
 
     def pick(self, number):
         return self.held[number % len(self.held)] if self.held else (None, None)
@@ -54,6 +55,10 @@ class Ledger(RuleBasedStateMachine):
         assert counts.found == len(files)
         assert counts.found == counts.new + counts.changed + counts.moved + counts.unchanged
         self.files = {**({} if complete else self.files), **files}
+
+    @rule(spec=st.integers(0, 1), uri=st.sampled_from(URIS), content=st.sampled_from(CONTENTS))
+    def change(self, spec, uri, content):
+        self.scan(spec, {**self.files, uri: content}, complete=True, touched=False)
 
     @rule(spec=st.integers(0, 1), images=st.integers(1, 3))
     def lease(self, spec, images):
@@ -137,7 +142,7 @@ def test_no_order_of_events_breaks_the_ledger(store):
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=40,
+            max_examples=30,
             phases=[Phase.generate],  # twenty steps can be read; making them fewer takes minutes
             stateful_step_count=20,
             deadline=None,

@@ -1,0 +1,1 @@
+"""Repeatable measurements against references. Each script tells in its docstring how to run it."""

@@ -1,0 +1,183 @@
+"""A store of a benchmark's own: a temporary PATCHSTORE_HOME, and the command run on it."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extractor.images import image_suffixes
+
+SPEC = "benchmark"
+COMMAND = Path(sys.executable).with_name("patchstore")
+SOME_IMAGES_FAILED = 3
+# Ours, and Prefect's own temporary one.
+PREFECT_SERVERS = (b"flows.local_server", b"prefect.server.api.server:create_app")
+
+
+@dataclass(frozen=True)
+class SpecOptions:
+    """What `patchstore spec add` is told."""
+
+    backbone: str = "squeezenet1_1"
+    weights: str = "random:0"
+    patch_size: int = 224
+    stride: int = 112
+
+    def arguments(self) -> list[str]:
+        """As the command's options."""
+        return [
+            *("--backbone", self.backbone, "--weights", self.weights),
+            *("--patch-size", str(self.patch_size), "--stride", str(self.stride)),
+        ]
+
+
+def parser(description: str | None, *, images_required: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, required=images_required, metavar="FOLDER")
+    parser.add_argument("--backbone", default="squeezenet1_1", metavar="NAME")
+    parser.add_argument("--weights", default="random:0", metavar="FILE|ENUM|random:SEED")
+    parser.add_argument("--patch-size", type=int, default=224)
+    parser.add_argument("--stride", type=int, default=112)
+    return parser
+
+
+def spec_options(arguments: argparse.Namespace) -> SpecOptions:
+    """The spec that the options of `parser` ask for."""
+    return SpecOptions(
+        arguments.backbone, arguments.weights, arguments.patch_size, arguments.stride
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted. Raises SystemExit where there are none."""
+    suffixes = image_suffixes()
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    if not files:
+        raise SystemExit(f"no images in {folder}")
+    return files
+
+
+def spread(files: list[Path], count: int) -> list[Path]:
+    """`count` files, evenly from the whole list; all of them where there are fewer."""
+    count = min(count, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+@contextmanager
+def temporary_home() -> Iterator[Path]:
+    """A fresh home; afterwards its servers are stopped and the folder is gone."""
+    home = Path(tempfile.mkdtemp(prefix="patchstore-benchmark-"))
+    try:
+        yield home
+    finally:
+        try:
+            if (home / "postgres").exists():
+                run_command(home, "stop")
+        finally:
+            end_prefect_servers(home)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a command on `home`: settings of a person's own store do not leak in."""
+    hidden = ("PREFECT_", "PATCHSTORE_HOME", "PATCHSTORE_DATABASE_URL")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return kept | {"PATCHSTORE_HOME": str(home)}
+
+
+def start_command(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Starts the real command; its standard output is piped, its standard error goes to a file."""
+    with (home / "command.log").open("a") as log:
+        return subprocess.Popen(
+            [COMMAND, *arguments],
+            env=environment(home),
+            cwd=home,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+
+
+def run_command(home: Path, *arguments: str) -> str:
+    """Runs the command and returns what it prints; failed images are no failure.
+
+    Raises:
+        RuntimeError: the command failed; shows the end of its standard error.
+    """
+    process = start_command(home, *arguments)
+    output, _ = process.communicate()
+    if process.returncode not in (0, SOME_IMAGES_FAILED):
+        log = (home / "command.log").read_text()[-2000:]
+        raise RuntimeError(f"patchstore {arguments[0]} ended with {process.returncode}:\n{log}")
+    return output
+
+
+def add_spec(home: Path, options: SpecOptions) -> str:
+    """Starts a store in `home` with the spec `SPEC`; returns the database's URL."""
+    run_command(home, "spec", "add", SPEC, *options.arguments())
+    return database_url(home)
+
+
+def database_url(home: Path) -> str:
+    """The URL of the store in `home`."""
+    return run_command(home, "db", "url").strip()
+
+
+@dataclass(frozen=True)
+class IngestRun:
+    """One `patchstore ingest --json`: its summary, and how long the whole process took."""
+
+    summary: dict[str, Any]
+    wall_s: float
+
+    @property
+    def startup_s(self) -> float:
+        """What goes before the flow's start and after its end."""
+        return self.wall_s - float(self.summary["seconds"])
+
+
+def ingest(home: Path, images: Path, precision: str = "auto") -> IngestRun:
+    """Runs `patchstore ingest` to its end."""
+    begun = time.perf_counter()
+    output = run_command(
+        home, "ingest", str(images), "--spec", SPEC, "--precision", precision, "--json"
+    )
+    return IngestRun(json.loads(output), time.perf_counter() - begun)
+
+
+def prefect_servers(home: Path) -> list[int]:
+    """The process ids of Prefect's own servers that were started for `home`."""
+    processes = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
+    return [process for process in processes if _is_prefect_server(process, home)]
+
+
+def end_prefect_servers(home: Path) -> None:
+    """Ends them, whatever they are doing: their files go next."""
+    for server in prefect_servers(home):
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+    while prefect_servers(home):
+        time.sleep(0.05)
+
+
+def _is_prefect_server(process: int, home: Path) -> bool:
+    try:
+        environ = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        arguments = Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # gone, or somebody else's
+        return False
+    ours = f"PATCHSTORE_HOME={home}".encode() in environ
+    return ours and any(name in arguments for name in PREFECT_SERVERS)

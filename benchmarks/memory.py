@@ -1,0 +1,141 @@
+"""Whether memory is flat in the number of images.
+
+Measures the peak resident memory (VmHWM) of the process of `patchstore ingest` for 100 and for
+1,000 images, each in a fresh database, and that of the Prefect server which is its child; Postgres
+is apart. The images are copies of the same few originals, shifted and written anew, so that each
+is a content of its own and both folders hold the same sizes.
+
+    python -m benchmarks.memory --images FOLDER --weights random:0
+"""
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from extractor.errors import ImageError
+from extractor.images import read_image
+
+from . import home as homes
+from .report import machine, table
+
+POLL_S = 0.1
+SERVER_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """One run: what it did, and peak resident memory in MiB."""
+
+    summary: dict[str, Any]
+    command_mib: float
+    server_mib: float
+
+
+def main() -> None:
+    """Measures and prints; exits with 1 where the peaks differ by more than the limit."""
+    arguments = _arguments()
+    originals = homes.image_files(arguments.images)
+    peaks = []
+    for count in arguments.counts:
+        with tempfile.TemporaryDirectory(prefix="patchstore-images-") as folder:
+            make_copies(homes.spread(originals, min(arguments.counts)), count, Path(folder))
+            with homes.temporary_home() as home:
+                url = homes.add_spec(home, homes.spec_options(arguments))
+                peaks.append(measure(home, Path(folder), arguments.precision))
+                line = machine(url)
+    print(table(_COLUMNS, [_row(found) for found in peaks]))
+    ratio = peaks[-1].command_mib / peaks[0].command_mib
+    print(f"\nPeak of the command, last to first: {ratio:.3f} (at most {arguments.limit})")
+    print(line)
+    raise SystemExit(ratio > arguments.limit)
+
+
+def make_copies(originals: list[Path], count: int, folder: Path) -> None:
+    """Writes `count` JPEGs into `folder`, each original shifted by another number of pixels.
+
+    Raises:
+        SystemExit: none of the originals can be read.
+    """
+    written = shift = 0
+    while written < count:
+        shift += 1
+        before = written
+        for number, original in enumerate(originals):
+            if written == count:
+                return
+            try:
+                pixels = read_image(original)
+            except ImageError:
+                continue
+            moved = np.roll(pixels, (3 * shift, 7 * shift), axis=(0, 1))
+            Image.fromarray(moved).save(folder / f"{shift:04}-{number:05}.jpg", quality=92)
+            written += 1
+        if written == before:
+            raise SystemExit("none of the images can be read")
+
+
+def measure(home: Path, images: Path, precision: str) -> Peaks:
+    """Runs `patchstore ingest` and watches it and its Prefect server until it ends."""
+    process = homes.start_command(
+        home, "ingest", str(images), "--spec", homes.SPEC, "--precision", precision, "--json"
+    )
+    output: list[str] = []
+    reader = threading.Thread(target=lambda: output.append(process.communicate()[0]))
+    reader.start()
+    command = server = 0.0
+    next_look = 0.0
+    while reader.is_alive():
+        command = max(command, peak_mib(process.pid))
+        if time.monotonic() > next_look:
+            server = max([server, *map(peak_mib, homes.prefect_servers(home))])
+            next_look = time.monotonic() + SERVER_POLL_S
+        reader.join(POLL_S)
+    if process.returncode not in (0, homes.SOME_IMAGES_FAILED):
+        raise SystemExit((home / "command.log").read_text()[-2000:])
+    return Peaks(json.loads(output[0]), command, server)
+
+
+def peak_mib(process: int) -> float:
+    """The most memory that a process has had resident; 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0.0
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) / 1024 if found else 0.0  # in kB; a process that ends has none
+
+
+_COLUMNS = ("images", "patches", "seconds", "peak of the command, MiB", "Prefect server, MiB")
+
+
+def _row(peaks: Peaks) -> list[str]:
+    summary = peaks.summary
+    return [
+        f"{summary['found']:,}",
+        f"{summary['patches']:,}",
+        f"{summary['seconds']:.1f}",
+        f"{peaks.command_mib:.0f}",
+        f"{peaks.server_mib:.0f}",
+    ]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = homes.parser(__doc__)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--counts", type=int, nargs="+", default=(100, 1000), metavar="IMAGES")
+    parser.add_argument(
+        "--limit", type=float, default=1.1, help="ratio of the last peak to the first"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
