@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor.images import image_suffixes
+from extractor.uris import absolute
 
 SPEC = "benchmark"
 COMMAND = Path(sys.executable).with_name("patchstore")
@@ -46,7 +47,7 @@ def parser(description: str | None, *, images_required: bool = True) -> argparse
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=Path, required=images_required, metavar="FOLDER")
+    parser.add_argument("--images", type=absolute, required=images_required, metavar="FOLDER")
     parser.add_argument("--backbone", default="squeezenet1_1", metavar="NAME")
     parser.add_argument("--weights", default="random:0", metavar="FILE|ENUM|random:SEED")
     parser.add_argument("--patch-size", type=int, default=224)
@@ -56,9 +57,10 @@ def parser(description: str | None, *, images_required: bool = True) -> argparse
 
 def spec_options(arguments: argparse.Namespace) -> SpecOptions:
     """The spec that the options of `parser` ask for."""
-    return SpecOptions(
-        arguments.backbone, arguments.weights, arguments.patch_size, arguments.stride
-    )
+    weights = arguments.weights
+    if Path(weights).is_file():  # the command runs in a folder of its own
+        weights = str(absolute(weights))
+    return SpecOptions(arguments.backbone, weights, arguments.patch_size, arguments.stride)
 
 
 def image_files(folder: Path) -> list[Path]:
