@@ -27,6 +27,7 @@ from db.reports import failures, status
 from db.server import connect
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
+from extractor.allocator import keep_freed_memory
 from extractor.settings import ExtractorSettings
 
 from .artifacts import publish_failures, publish_summary
@@ -67,6 +68,7 @@ def ingest(source: str, spec: str, precision: Precision = "auto") -> State[Any]:
     Returns:
         Completed, or Completed named `CompletedWithErrors` where some images failed.
     """
+    keep_freed_memory()
     ears = listener()
     ears.started()
     begun = time.monotonic()

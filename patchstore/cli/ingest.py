@@ -58,9 +58,11 @@ def ingest(
     """
     begun = time.monotonic()
     from db.settings import StoreSettings
+    from extractor.allocator import keep_freed_memory
     from flows import environment
     from flows.sources import FolderSource
 
+    keep_freed_memory()
     FolderSource(source)  # a wrong path is said at once
     # The server starts while everything else loads.
     server = None if dry_run else environment.prepare(StoreSettings().resolved_home())
