@@ -30,7 +30,7 @@ def database_url(settings: StoreSettings | None = None) -> URL:
         ConfigurationError: the URL is malformed, or the embedded server cannot start.
     """
     settings = settings or StoreSettings()
-    if settings.database_url is not None and settings.database_url.get_secret_value():
+    if settings.database_url and not settings.is_embedded:
         return parse_url(settings.database_url.get_secret_value())
     return _start_embedded(settings.resolved_home())
 

@@ -30,6 +30,11 @@ class StoreSettings(BaseSettings):
         1024, ge=1, description="Memory an index build may use, in MiB."
     )
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the store is the embedded server."""
+        return not (self.database_url and self.database_url.get_secret_value())
+
     def resolved_home(self) -> Path:
         """`home` as an absolute path."""
         return self.home.expanduser().resolve()

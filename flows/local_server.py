@@ -30,6 +30,17 @@ LINGER_S = 120.0
 POLL_S = 2.0
 START_TIMEOUT_S = 120.0
 
+# Services for deployments, workers and automations, which a command's own server never has.
+IDLE_SERVICES = (
+    "CANCELLATION_CLEANUP",
+    "FOREMAN",
+    "LATE_RUNS",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "SCHEDULER",
+    "TRIGGERS",
+)
+
 _in_use: dict[Path, int] = {}  # file descriptors, held open, and so locked, until this process ends
 
 
@@ -89,11 +100,7 @@ def ensure(folder: Path) -> LocalServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C stops the command, not everybody's server
-                env={
-                    **os.environ,
-                    "PREFECT_SERVER_UI_API_URL": LocalServer(folder, port).api_url,
-                    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-                },
+                env=os.environ | _settings(LocalServer(folder, port)),
             )
         process.returncode = 0  # it outlives this process on purpose: nobody waits for it
         (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
@@ -114,6 +121,7 @@ def serve(folder: Path, port: int) -> None:
     """Runs the server in this process until nobody has used it for a while."""
     import uvicorn
 
+    os.nice(10)  # it keeps records; the forward pass that it records goes first
     threading.Thread(target=_leave_when_idle, args=(folder,), daemon=True).start()
     uvicorn.run(
         "prefect.server.api.server:create_app",
@@ -138,6 +146,14 @@ def _leave_when_idle(folder: Path) -> None:
         except OSError:
             break  # the home is gone
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _settings(server: LocalServer) -> dict[str, str]:
+    idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
+    return idle | {
+        "PREFECT_SERVER_UI_API_URL": server.api_url,
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    }
 
 
 @contextmanager

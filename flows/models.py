@@ -80,10 +80,10 @@ class Model:
         self._stored = stored
         self._spec = feature_spec(stored)
         self._settings = ExtractorSettings()
-        self._backbone = load(stored)
-        # One thread for all forward passes: torch keeps a team of OpenMP threads, and glibc an
-        # arena, for every thread that ever calls it.
+        # One thread for all that torch does: every thread that calls it gets a team of OpenMP
+        # threads, and with more of them than cores they all stop spinning at barriers.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._backbone = self._thread.submit(load, stored).result()
         self._extractor: FeatureExtractor | None = None
         if precision != "auto":
             self._extractor = self._make(precision)

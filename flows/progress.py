@@ -14,7 +14,8 @@ class Summary:
     `found` = `new` + `changed` + `moved` + `unchanged` compares files with the last scan;
     `done`, `failed` and `pending` say where these files stand after the run and add up to `found`;
     `patches` and `seconds` are this run's own. `others` are files that are no images, `unlisted`
-    folders that could not be listed, `reasons` how often images fail for which reason.
+    folders that could not be listed (their files, as last seen, still count in `done` and so on),
+    `reasons` how often images fail for which reason.
     """
 
     found: int = 0
@@ -31,7 +32,6 @@ class Summary:
     patches_per_second: float = 0.0
     others: int = 0
     precision: str | None = None
-    startup_seconds: float = 0.0
     unlisted: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 

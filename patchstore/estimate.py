@@ -51,11 +51,11 @@ class Plan:
         return (
             f"found {self.found} images: {self.new} new, {self.changed} changed, "
             f"{self.unchanged} unchanged\n"
-            f"a run would compute {self.images} images ({self.unreadable} of them are likely to "
-            f"fail), {self.patches:,} patches\n"
+            f"a run would compute {self.images} images (likely to fail: {self.unreadable}), "
+            f"{self.patches:,} patches\n"
             f"in about {self.seconds:,.0f} s at {self.patches_per_second:,.1f} patches/s, "
             f"and add {self.gigabytes:.3f} GB to Postgres\n"
-            "nothing was changed"
+            "no vector was stored"
         )
 
 

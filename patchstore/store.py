@@ -29,7 +29,7 @@ def open_store() -> Engine:
     """
     settings = StoreSettings()
     url = database_url(settings)
-    if settings.database_url is None or _is_empty():
+    if settings.is_embedded or _is_empty():
         upgrade(url)
     engine = connect()
     with store_errors(), engine.connect() as connection:

@@ -54,10 +54,15 @@ def causes(error: BaseException) -> str:
         # Below another error an OSError would only repeat the path.
         reason = getattr(current, "strerror", None) if parts else None
         text = " ".join(str(reason or current).split()) or type(current).__name__
-        if not any(text in part for part in parts):
-            parts.append(text)
+        # A driver's error is in the store's own words above it already.
+        if not parts or (isinstance(current, OSError) or _is_ours(current)):
+            parts += [] if any(text in part for part in parts) else [text]
         current = current.__cause__
     return "; ".join(parts)
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("db", "extractor", "flows", "patchstore")
 
 
 def _is_number(cell: str) -> bool:

@@ -4,7 +4,11 @@ import typer
 
 from .console import out, say
 
-app = typer.Typer(help="The database: upgrade its schema, show where it is.", no_args_is_help=True)
+app = typer.Typer(
+    help="The database: upgrade its schema, show where it is.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command()

@@ -46,7 +46,7 @@ def ingest(
         Precision, typer.Option(help="auto: the fastest that agrees with float32, as checked.")
     ] = Precision.auto,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what a run would do and cost; change nothing.")
+        bool, typer.Option("--dry-run", help="Say what a run would do and cost; store no vector.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as one JSON object.")
@@ -54,7 +54,8 @@ def ingest(
 ) -> None:
     """Compute vectors of new and changed images; forget vanished ones. Safe to kill and repeat.
 
-    Exit code 0: every image is done; 3: some images failed; 1: the run itself failed.
+    Exit code 0: nothing failed; 3: some images failed, or a folder could not be listed; 1: the run
+    itself failed.
     """
     begun = time.monotonic()
     from db.settings import StoreSettings
@@ -78,22 +79,26 @@ def ingest(
         return
     if server is not None:
         server.wait()
-    summary = run(source, stored.name, precision.value, begun)
+    summary, startup_s = run(source, stored.name, precision.value, begun)
     if as_json:
         print_json({key: getattr(summary, key) for key in SUMMARY_KEYS})
     else:
-        for line in describe(summary, source, stored.name):
-            say(line)
+        say(f"{source} · spec {spec} · {summary.seconds:.1f} s (and {startup_s:.1f} s to start)")
+        for line in describe(summary):
+            say(f"  {line}")
         if server is not None:
             say(f"  the run in Prefect, for a while: {server.ui_url}/runs")
-    if summary.failed:
+    if summary.failed or summary.unlisted:
         raise SystemExit(SOME_IMAGES_FAILED)
 
 
-def run(source: str, spec: str, precision: str, begun: float) -> "Summary":
+def run(source: str, spec: str, precision: str, begun: float) -> tuple["Summary", float]:
     """Runs the flow with a progress bar; ends the command where the run itself failed.
 
     `begun` is when the command started, of `time.monotonic`. Prefect's environment must stand.
+
+    Returns:
+        The summary, and how long it took to get to the flow's start, in seconds.
     """
     from flows.ingest import ingest as flow
     from flows.progress import listening
@@ -107,27 +112,25 @@ def run(source: str, spec: str, precision: str, begun: float) -> "Summary":
         detail = causes(error) if isinstance(error, BaseException) else state.message
         say(f"error: the run failed: {detail}")
         raise SystemExit(FAILED)
-    return bar.summary
+    return bar.summary, bar.startup_s
 
 
-def describe(summary: "Summary", source: str, spec: str) -> list[str]:
+def describe(summary: "Summary") -> list[str]:
     """The summary as lines for a person, with the reasons of failures."""
     lines = [
-        f"{source} · spec {spec} · {summary.seconds:.1f} s"
-        f" (and {summary.startup_seconds:.1f} s to start)",
-        f"  found {summary.found}: {summary.new} new, {summary.changed} changed, "
+        f"found {summary.found}: {summary.new} new, {summary.changed} changed, "
         f"{summary.moved} moved, {summary.unchanged} unchanged; {summary.vanished} vanished",
-        f"  done {summary.done}, failed {summary.failed}, pending {summary.pending}",
+        f"done {summary.done}, failed {summary.failed}, pending {summary.pending}",
     ]
     if summary.patches:
         lines.append(
-            f"  {summary.patches:,} patches at {summary.patches_per_second:,.1f} patches/s"
+            f"{summary.patches:,} patches at {summary.patches_per_second:,.1f} patches/s"
             f" in {summary.precision}"
         )
     if summary.others:
-        lines.append(f"  {summary.others} other files are no images")
-    lines += [f"  not listed: {folder}" for folder in summary.unlisted]
+        lines.append(f"{summary.others} other files are no images")
+    lines += [f"not listed: {folder}" for folder in summary.unlisted]
     if summary.failed:
-        lines += [f"  {count} × {reason}" for reason, count in summary.reasons.items()]
-        lines.append("  each of them: patchstore failures")
+        lines += [f"{count} × {reason}" for reason, count in summary.reasons.items()]
+        lines.append("each of them: patchstore failures")
     return lines

@@ -24,13 +24,14 @@ class ProgressBar(Listener):
 
     Attributes:
         summary: the run's, once it is over.
+        startup_s: from the command's start to the flow's, seconds.
     """
 
     def __init__(self, begun: float) -> None:
         """`begun` is when the command started, of `time.monotonic`."""
         self.summary: Summary | None = None
         self._begun = begun
-        self._startup_s = 0.0
+        self.startup_s = 0.0
         self._lock = threading.Lock()
         self._patches = 0
         self._failed = 0
@@ -62,7 +63,7 @@ class ProgressBar(Listener):
 
     def started(self) -> None:
         """The server is up and the flow has begun."""
-        self._startup_s = time.monotonic() - self._begun
+        self.startup_s = time.monotonic() - self._begun
 
     def phase(self, name: str) -> None:
         """Shows what the run is at."""
@@ -92,5 +93,4 @@ class ProgressBar(Listener):
 
     def finished(self, summary: Summary) -> None:
         """Keeps the summary for the closing lines."""
-        summary.startup_seconds = round(self._startup_s, 1)
         self.summary = summary

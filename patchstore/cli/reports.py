@@ -63,8 +63,10 @@ def failures(spec: Spec = None, as_json: Json = False) -> None:
     if as_json:
         print_json([{"uri": row.uri, "reason": row.reason} for row in rows])
         return
+    several = len({row.spec for row in rows}) > 1
     for row in rows:
-        out.print(f"{row.uri}: {row.reason}", markup=False)
+        where = f" (spec {row.spec})" if several else ""
+        out.print(f"{row.uri}: {row.reason}{where}", markup=False)
     if not rows:
         say("no failures")
 
@@ -81,7 +83,7 @@ def retry(
     root = None if source is None else uri_of(absolute(source))
     count = retry_failed(open_store(), spec, root)
     then = "; run patchstore ingest FOLDER to compute them" if count else ""
-    say(f"{count} failed images are pending again{then}")
+    say(f"{count} failures are pending again{then}")
 
 
 def export(

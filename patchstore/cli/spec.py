@@ -6,7 +6,9 @@ import typer
 
 from .console import out, print_json, print_table, say
 
-app = typer.Typer(help="Feature specs: add one, list them, show one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Feature specs: add one, list them, show one.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -110,7 +112,7 @@ def show(
     if as_json:
         print_json(fields)
         return
-    width = max(map(len, fields)) + 2
-    for field, value in fields.items():
+    shown = fields | {"weights found at": spec.weights_source}
+    width = max(map(len, shown)) + 2
+    for field, value in shown.items():
         out.print(f"{field:<{width}}{value}", markup=False)
-    out.print(f"{'weights found at':<{width}}{spec.weights_source}", markup=False)

@@ -66,7 +66,7 @@ def test_failed_images_give_exit_code_3_and_their_reasons(
 def test_retry_makes_failed_images_due_again(command: Any, spec: StoredSpec, folder: Path) -> None:
     (folder / "broken.jpg").write_bytes(b"not a picture")
     command("ingest", folder, "--spec", "tiny")
-    assert "1 failed images are pending again" in command("retry").err
+    assert "1 failures are pending again" in command("retry").err
     assert json.loads(command("status", "--json").out)["sources"][0]["pending"] == 1
 
 
