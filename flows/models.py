@@ -20,8 +20,8 @@ from extractor.spec import FeatureSpec
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_PATCHES = 64
-SAMPLE_PATCHES_AN_IMAGE = 8
+SAMPLE_PATCHES = 32
+SAMPLE_PATCHES_AN_IMAGE = 4
 
 _load_lock = threading.Lock()
 
