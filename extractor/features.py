@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbone import Backbone
 from .device import DTYPES, FLOAT32, check_device_precision, choose_device
@@ -88,9 +88,11 @@ class FeatureExtractor:
         check_device_precision(precision, self.device)
         self.precision = precision
         self.batch_size = batch_size
-        on_cpu = self.device.type == "cpu"
-        network = backbone.network if on_cpu else copy.deepcopy(backbone.network)
+        shared = self.device.type == "cpu" and precision == FLOAT32
+        network = backbone.network if shared else copy.deepcopy(backbone.network)
         self._network = network.to(self.device)
+        if precision != FLOAT32:
+            _cast_once(self._network, DTYPES[precision])
         # (x / 255 - mean) / std as one product and one sum, for the values of a row of pixels.
         mean, std = (np.tile(values, spec.side) for values in (spec.mean, spec.std))
         self._factor = torch.from_numpy(1 / (255 * std)).float().to(self.device)
@@ -226,6 +228,14 @@ class FeatureExtractor:
         log.warning("%s is out of memory, batch_size is now %d", self.device, self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _cast_once(network: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights that autocast would convert in every pass as it would have them."""
+    for module in network.modules():
+        # Exactly these: attention reads the weights of its own kind of Linear itself.
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(dtype)
 
 
 def reflect(start: int, length: int, limit: int) -> NDArray[np.int64]:
