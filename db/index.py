@@ -12,7 +12,7 @@ from .specs import StoredSpec
 
 logger = logging.getLogger(__name__)
 
-# Chosen from the recall and latency measurement in docs/benchmarks.md.
+# Chosen by recall: docs/benchmarks.md.
 M = 16
 EF_CONSTRUCTION = 200
 POLL_S = 0.5
