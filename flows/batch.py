@@ -9,7 +9,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 
-from extractor.features import DecodedImage, PatchFeatures
 from sqlalchemy import Engine
 
 from db.errors import LeaseLost
@@ -17,6 +16,7 @@ from db.ledger import Lease, fail_image, release_image
 from db.specs import StoredSpec
 from db.writer import replace_patches
 from extractor.errors import ImageError
+from extractor.features import DecodedImage, PatchFeatures
 from extractor.grid import make_grid
 from extractor.images import read_image
 from extractor.spec import FeatureSpec
