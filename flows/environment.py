@@ -1,11 +1,13 @@
 """Prefect's environment, set before Prefect is imported; what the user has set stays."""
 
+import logging
 import os
 from pathlib import Path
 
 from . import local_server
 from .local_server import LocalServer
 
+ROOMS = ("extractor", "db", "flows")
 DEFAULTS = {
     # Task records in batches: 7 ms of server time a task instead of 24.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
@@ -15,7 +17,9 @@ DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     # The libraries' logs belong to the run that they are about.
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "extractor,db,flows",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(ROOMS),
+    # The same libraries log outside of runs too, and that is no reason for a warning.
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # A command prints its own progress; the run's log in Prefect keeps everything.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
@@ -44,6 +48,14 @@ def prepare(home: Path) -> LocalServer | None:
     server = local_server.ensure(folder)
     os.environ["PREFECT_API_URL"] = server.api_url
     return server
+
+
+def let_libraries_log() -> None:
+    """Opens the rooms' loggers at INFO: Prefect hands on their lines, but leaves them closed."""
+    for room in ROOMS:
+        logger = logging.getLogger(room)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
 
 
 def prefect_home(home: Path) -> Path:

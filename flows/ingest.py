@@ -32,6 +32,7 @@ from extractor.settings import ExtractorSettings
 
 from .artifacts import publish_failures, publish_summary
 from .batch import Batch
+from .environment import let_libraries_log
 from .heartbeat import Heartbeat
 from .models import Model, feature_spec
 from .progress import Listener, Summary, listener
@@ -69,6 +70,7 @@ def ingest(source: str, spec: str, precision: Precision = "auto") -> State[Any]:
         Completed, or Completed named `CompletedWithErrors` where some images failed.
     """
     keep_freed_memory()
+    let_libraries_log()
     ears = listener()
     ears.started()
     begun = time.monotonic()

@@ -2,10 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from sqlalchemy import Engine
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_PATCHES = 32
 SAMPLE_PATCHES_AN_IMAGE = 4
+
+T = TypeVar("T")
 
 _load_lock = threading.Lock()
 
@@ -83,7 +87,7 @@ class Model:
         # One thread for all that torch does: every thread that calls it gets a team of OpenMP
         # threads, and with more of them than cores they all stop spinning at barriers.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
-        self._backbone = self._thread.submit(load, stored).result()
+        self._backbone: Backbone = self._on_thread(load, stored)
         self._extractor: FeatureExtractor | None = None
         if precision != "auto":
             self._extractor = self._make(precision)
@@ -95,7 +99,11 @@ class Model:
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """The vectors of each image, in order."""
-        return self._thread.submit(self._extract, images).result() if images else []
+        return self._on_thread(self._extract, images) if images else []
+
+    def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        # With the caller's context, so that Prefect knows whose log lines these are.
+        return self._thread.submit(copy_context().run, call, *arguments).result()
 
     def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         if self._extractor is None:

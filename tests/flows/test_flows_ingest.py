@@ -301,6 +301,23 @@ def test_an_operator_reads_names_and_tables_in_prefect(
     assert failure["reason"]
 
 
+def test_the_runs_log_says_which_precision_was_chosen_and_why(ingest: Any, paint: Paint) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    paint("a.png", 1)
+    state, _summary = ingest(precision="auto")
+    run_id = state.state_details.flow_run_id
+    logs: list[Any] = []
+    with get_client(sync_client=True) as client:
+        for _ in range(100):  # lines are sent every other second
+            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
+            if any(log.message.startswith("precision ") for log in logs):
+                break
+            threading.Event().wait(0.1)
+    assert [log for log in logs if log.message.startswith("precision ")]
+
+
 def test_images_of_many_modes_are_all_stored(ingest: Any, folder: Path) -> None:
     for mode in ("L", "P", "RGBA", "CMYK", "I;16", "1"):
         name = f"{mode.replace(';', '_')}.tif"
