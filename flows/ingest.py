@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 
 from db.catalog import ScanCounts, open_source
 from db.index import build_index
-from db.ledger import LeaseLimits, finish_run, lease_batch, reclaim, start_run
+from db.ledger import LeaseLimits, finish_run, reclaim, start_run
 from db.reports import failures, status
 from db.server import connect
 from db.settings import StoreSettings
@@ -39,7 +39,7 @@ from .progress import Listener, Summary, listener
 from .scan import scan
 from .settings import FlowSettings
 from .sources import FolderSource
-from .tasks import compute_features, extract_patches, upsert_features
+from .tasks import compute_features, extract_patches, lease_images, upsert_features
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 STEPS = 3
@@ -145,7 +145,7 @@ def _compute(
     in_flight: deque[tuple[Batch, list[PrefectFuture[int]]]] = deque()
     patches = 0
     number = 0
-    while leases := lease_batch(engine, stored, source_id, run_id, limits):
+    while leases := lease_images(engine, stored, source_id, run_id, limits):
         number += 1
         batch = Batch(number, leases)
         read = extract_patches.submit(batch, folder, spec, max_pixels, return_state=False)

@@ -12,6 +12,7 @@ from prefect.runtime import task_run
 from prefect.tasks import Task, exponential_backoff
 from sqlalchemy import Engine
 
+from db.ledger import Lease, LeaseLimits, lease_batch
 from db.specs import StoredSpec
 from extractor.spec import FeatureSpec
 
@@ -40,6 +41,14 @@ RETRIES: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
 }
+
+
+@task(name="lease_images", task_run_name="lease images", **RETRIES)
+def lease_images(
+    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, limits: LeaseLimits
+) -> list[Lease]:
+    """Leases the next batch; empty when nothing is left for this run."""
+    return lease_batch(engine, spec, source_id, run_id, limits)
 
 
 @task(name="extract_patches", task_run_name="read {batch}", **RETRIES)

@@ -200,6 +200,26 @@ def test_a_database_that_drops_every_connection_costs_no_second_forward_pass(
     assert summary.done == 3
 
 
+def test_a_database_that_is_away_between_two_batches_does_not_end_the_run(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import tasks
+
+    paint("a.png", 1)
+    lease = tasks.lease_batch
+    outages = iter([False, True])
+
+    def away(*arguments: Any) -> Any:
+        if next(outages, False):
+            raise TransientStoreError("connection refused")
+        return lease(*arguments)
+
+    monkeypatch.setattr(tasks, "lease_batch", away)
+    state, summary = ingest()
+    assert state.name == "Completed"
+    assert (summary.done, summary.pending) == (1, 0)
+
+
 def test_two_runs_at_once_share_the_work_and_compute_nothing_twice(
     ingest: Any, paint: Paint, store: Engine, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,11 +305,12 @@ def test_an_operator_reads_names_and_tables_in_prefect(
             tasks = client.read_task_runs(
                 task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
             )
-            if len(tasks) == 3 and all(task.end_time for task in tasks):
+            if len(tasks) == 5 and all(task.end_time for task in tasks):
                 break
             threading.Event().wait(0.1)
     assert run.name.startswith(f"ingest {folder.name} 20")
     assert {task.name for task in tasks} == {
+        "lease images",
         "read batch 1 of 2 images",
         "compute batch 1 of 2 images",
         "write batch 1 of 2 images",
