@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,31 @@ def make_grid(
         raise ImageTooSmall(_too_small(width, height, patch_size, scales))
     return PatchGrid(
         width, height, all_windows, _clip(all_windows, width, height), np.concatenate(seen_at)
+    )
+
+
+class Geometry(Protocol):
+    """What of a spec a grid depends on."""
+
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def edge(self) -> EdgePolicy: ...
+    @property
+    def scales(self) -> tuple[float, ...]: ...
+
+
+def spec_grid(spec: Geometry, width: int, height: int) -> PatchGrid:
+    """The grid that a spec lays over an image of this size; see `make_grid`."""
+    return make_grid(
+        width,
+        height,
+        patch_size=spec.patch_size,
+        stride=spec.stride,
+        edge=spec.edge,
+        scales=spec.scales,
     )
 
 

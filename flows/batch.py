@@ -17,7 +17,7 @@ from db.specs import StoredSpec
 from db.writer import replace_patches
 from extractor.errors import ImageError
 from extractor.features import DecodedImage, PatchFeatures
-from extractor.grid import make_grid
+from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import FeatureSpec
 
@@ -124,14 +124,7 @@ def _decode(batch: Batch, lease: Lease, content: bytes, spec: FeatureSpec, max_p
     try:
         pixels = read_image(content, max_pixels=max_pixels)
         height, width = pixels.shape[:2]
-        grid = make_grid(
-            width,
-            height,
-            patch_size=spec.patch_size,
-            stride=spec.stride,
-            edge=spec.edge,
-            scales=spec.scales,
-        )
+        grid = spec_grid(spec, width, height)
     except ImageError as error:
         batch.failed[lease.image_id] = str(error)
     except Exception as error:  # a decoder's bug: this image fails, the batch goes on

@@ -14,7 +14,7 @@ from db.specs import StoredSpec
 from db.storage import estimate_bytes
 from extractor.errors import ImageError
 from extractor.features import DecodedImage
-from extractor.grid import count_patches, make_grid
+from extractor.grid import count_patches, spec_grid
 from extractor.images import read_image, read_size
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
@@ -141,14 +141,7 @@ def _measure(
 def _decode(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> DecodedImage | None:
     try:
         pixels = read_image(source.read(file.uri), max_pixels=ExtractorSettings().max_pixels)
-        grid = make_grid(
-            pixels.shape[1],
-            pixels.shape[0],
-            patch_size=spec.patch_size,
-            stride=spec.stride,
-            edge=spec.edge,
-            scales=spec.scales,
-        )
+        grid = spec_grid(spec, pixels.shape[1], pixels.shape[0])
     except (OSError, ImageError):
         return None
     return DecodedImage(pixels, grid)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from extractor.backbone import Backbone
 from extractor.features import DecodedImage
-from extractor.grid import make_grid
+from extractor.grid import spec_grid
 from extractor.spec import FeatureSpec
 
 BESIDE = Path(__file__).parents[3] / "shared"
@@ -61,14 +61,7 @@ def decode() -> Callable[[np.ndarray, FeatureSpec], DecodedImage]:
 
     def decoded(pixels: np.ndarray, spec: FeatureSpec) -> DecodedImage:
         height, width = pixels.shape[:2]
-        grid = make_grid(
-            width,
-            height,
-            patch_size=spec.patch_size,
-            stride=spec.stride,
-            edge=spec.edge,
-            scales=spec.scales,
-        )
+        grid = spec_grid(spec, width, height)
         return DecodedImage(pixels, grid)
 
     return decoded
