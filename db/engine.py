@@ -10,7 +10,14 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from .errors import ConfigurationError, InvalidQuestion, NotFound, SchemaError, TransientStoreError
+from .errors import (
+    ConfigurationError,
+    InvalidQuestion,
+    NotFound,
+    SchemaError,
+    SpecBuilding,
+    TransientStoreError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +118,12 @@ def translate(error: BaseException) -> Exception:
         return TransientStoreError(line)
     if state in MISSING_SCHEMA_STATES:
         return SchemaError(f"{line}; run: patchstore db upgrade")
+    rule = getattr(getattr(error, "diag", None), "constraint_name", None)
     if state == "P0002":
-        return NotFound(line)
+        kind = SpecBuilding if rule == "spec_building" else NotFound
+        return kind(line, rule or "unknown")
     if state in INVALID_QUESTION_STATES:
-        return InvalidQuestion(line)
+        return InvalidQuestion(line, rule or "question_invalid")
     return ConfigurationError(f"the database refused: {line}")
 
 

@@ -5,6 +5,7 @@ StoreError
 ├── SchemaError             the schema is missing or of another version: `patchstore db upgrade`
 ├── SpecConflict            the same name with another recipe
 ├── NotFound                no such spec, image, patch or source
+│   └── SpecBuilding        nothing of the spec is searchable yet: ask again in a while
 ├── InvalidQuestion         a search that cannot be answered as asked
 ├── LeaseLost               another worker owns the image now: drop the result
 ├── CountMismatch           stored rows differ from computed ones: the transaction was rolled back
@@ -31,11 +32,31 @@ class SpecConflict(StoreError):
 
 
 class NotFound(StoreError):
-    """The named spec, image, patch or source does not exist."""
+    """The named spec, image, patch or source does not exist.
+
+    Attributes:
+        rule: what was looked for, a word for programs such as `spec_unknown`.
+    """
+
+    def __init__(self, message: str, rule: str = "unknown") -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+class SpecBuilding(NotFound):
+    """The spec's first images are still being computed."""
 
 
 class InvalidQuestion(StoreError):
-    """The search cannot be answered as asked."""
+    """The search cannot be answered as asked.
+
+    Attributes:
+        rule: which rule it breaks, a word for programs such as `k_range`.
+    """
+
+    def __init__(self, message: str, rule: str = "question_invalid") -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class LeaseLost(StoreError):

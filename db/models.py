@@ -141,6 +141,14 @@ image_location = Table(
         unique=True,
     ),
     Index("ix_image_location_uri", "uri", postgresql_using="hash"),
+    Index("ix_image_location_prefix", text('"left"(uri, 255) text_pattern_ops')),
+    Index(
+        "ix_image_location_metadata",
+        "metadata",
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+        postgresql_where=text("metadata <> '{}'::jsonb"),
+    ),
     Index("ix_image_location_image_id", "image_id"),
     Index(
         "ix_image_location_previous_image_id",

@@ -1,12 +1,13 @@
 """Searches: thin calls of the SQL functions that every client shares."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pgvector import Vector
+from psycopg.types.json import Jsonb
 from sqlalchemy import Engine, Row, text
 
 from .engine import store_errors
@@ -14,6 +15,36 @@ from .errors import InvalidQuestion, NotFound
 from .specs import StoredSpec
 
 By = Literal["patch", "image"]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is wanted of a search; what is None is left to the SQL function's default.
+
+    Attributes:
+        k: how many hits; as many come back as exist.
+        by: rank patches, or images by the mean of their best three patches.
+        other_than: ids of images to leave out.
+        filter: hits' metadata must contain this (jsonb containment).
+        prefix: how hits' URIs must begin.
+        image_ids: hits must be of these images.
+        touching: a box, x, y, width, height, that hits must overlap.
+        max_distance: what hits may be away at most, in the spec's metric.
+        ef_search: how widely the index searches, 1 to 1000.
+        exact: compare with every patch even where an index stands.
+    """
+
+    k: int = 10
+    by: By = "patch"
+    other_than: Sequence[int] = ()
+    filter: Mapping[str, Any] | None = None
+    prefix: str | None = None
+    image_ids: Sequence[int] | None = None
+    touching: Box | None = None
+    max_distance: float | None = None
+    ef_search: int | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -21,21 +52,29 @@ class Hit:
     """One ranked answer. `distance` is in the spec's metric: smaller is closer."""
 
     uri: str
-    box: tuple[int, int, int, int]  # x, y, width, height in the upright original
+    box: Box  # in the upright original
     scale: float
     distance: float
     patch_id: int
     image_id: int
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Ranked hits, closest first, and whether every patch in question was compared."""
+
+    hits: list[Hit]
+    exact: bool
 
 
 @dataclass(frozen=True)
 class StoredPatch:
     """A patch in the store with its vector, float32 (D,)."""
 
+    patch_id: int
     image_id: int
-    uri: str
-    box: tuple[int, int, int, int]
+    box: Box
     vector: NDArray[np.float32]
 
 
@@ -43,61 +82,64 @@ def search(
     engine: Engine,
     spec: StoredSpec,
     query: NDArray[np.float32],
-    k: int,
-    *,
-    by: By = "patch",
-    other_than: Sequence[int] = (),
-    exact: bool = False,
-) -> list[Hit]:
-    """The k nearest patches, or images by the mean of their best three patches, closest first.
+    options: SearchOptions = SearchOptions(),  # noqa: B008, it is frozen
+) -> Answer:
+    """The nearest patches or images, closest first.
 
     Args:
         engine: the store.
         spec: whose vectors are searched.
         query: float32 (D,).
-        k: how many; as many come back as exist.
-        by: rank patches or images.
-        other_than: ids of images to leave out.
-        exact: compare with every patch even where an index stands.
+        options: how many, of which images, how.
 
     Raises:
-        InvalidQuestion: wrong dimension, zero or not finite vector, k out of range.
+        InvalidQuestion: wrong dimension, zero or not finite vector, an option out of range.
+        SpecBuilding: nothing is searchable yet, for the first images are still being computed.
     """
-    if query.ndim != 1 or not np.isfinite(query).all():
-        raise InvalidQuestion(
-            f"the query must be one vector of {spec.dim} finite numbers, not {query.shape}"
-        )
-    function = {"patch": "similar_patches", "image": "similar_images"}[by]
+    _check_query(query, spec)
+    arguments, values = _arguments(options)
+    function = {"patch": "similar_patches", "image": "similar_images"}[options.by]
     with store_errors(), engine.connect() as connection:
         rows = connection.execute(
+            text(f"SELECT * FROM patchstore.{function}(:spec, CAST(:query AS vector){arguments})"),
+            {"spec": spec.name, "query": Vector(query), **values},
+        ).all()
+    return _answer(rows, options)
+
+
+def search_many(
+    engine: Engine,
+    spec: StoredSpec,
+    queries: NDArray[np.float32],
+    options: SearchOptions = SearchOptions(),  # noqa: B008
+) -> list[list[Hit]]:
+    """The nearest patches of each of many vectors, float32 (Q, D), in one call.
+
+    Raises:
+        InvalidQuestion: as `search`, or options that rank images.
+    """
+    if options.by != "patch":
+        raise InvalidQuestion("many questions at once rank patches, not images", "by")
+    _check_query(queries[0] if len(queries) else np.ones(spec.dim, np.float32), spec)
+    arguments, values = _arguments(options)
+    hits: list[list[Hit]] = [[] for _ in queries]
+    with store_errors(), engine.connect() as connection:
+        for row in connection.execute(
             text(
-                f"SELECT * FROM patchstore.{function}(:spec, CAST(:query AS vector), "
-                "CAST(:k AS integer), CAST(:other AS bigint[]), :exact)"
+                "SELECT * FROM patchstore.similar_patches_many("
+                f":spec, CAST(:queries AS vector[]){arguments})"
             ),
-            {
-                "spec": spec.name,
-                "query": Vector(query),
-                "k": k,
-                "other": list(other_than),
-                "exact": exact,
-            },
-        )
-        return [_hit(row) for row in rows]
+            {"spec": spec.name, "queries": [Vector(query) for query in queries], **values},
+        ):
+            hits[row.query - 1].append(_hit(row))
+    return hits
 
 
 def find_images(engine: Engine, uri: str) -> list[int]:
     """The ids of the images that are shown at a URI."""
     with store_errors(), engine.connect() as connection:
-        return list(
-            connection.execute(
-                text(
-                    "SELECT DISTINCT i FROM patchstore.image_location l,"
-                    "  LATERAL unnest(ARRAY[l.image_id, l.previous_image_id]) i "
-                    "WHERE l.uri = :uri AND l.vanished_at IS NULL AND i IS NOT NULL"
-                ),
-                {"uri": uri},
-            ).scalars()
-        )
+        found = connection.execute(text("SELECT patchstore.images_at(:uri)"), {"uri": uri})
+        return list(found.scalar_one())
 
 
 def find_content(engine: Engine, sha256: bytes) -> list[int]:
@@ -110,31 +152,103 @@ def find_content(engine: Engine, sha256: bytes) -> list[int]:
         )
 
 
-def find_patch(engine: Engine, spec: StoredSpec, uri: str, x: int, y: int) -> StoredPatch:
+def find_patch(
+    engine: Engine, spec: StoredSpec, images: Sequence[int], x: int, y: int
+) -> StoredPatch:
     """The stored patch whose box starts at (x, y), else the one around that point whose centre
     is nearest.
+
+    Args:
+        engine: the store.
+        spec: whose patches.
+        images: the ids of the images it may be of.
+        x: pixels from the left.
+        y: pixels from the top.
 
     Raises:
         NotFound: no such image in this spec, or no patch there.
     """
-    images = find_images(engine, uri)
+    return _patch(
+        engine,
+        "SELECT p.* FROM patchstore.feature_spec s, "
+        "  patchstore.find_patch(s, CAST(:images AS bigint[]), :x, :y) p WHERE s.id = :spec",
+        f"spec {spec.name!r} has no patch at {x},{y} of that image",
+        {"spec": spec.id, "images": list(images), "x": x, "y": y},
+    )
+
+
+def get_patch(engine: Engine, spec: StoredSpec, patch_id: int) -> StoredPatch:
+    """A stored patch by its id.
+
+    Raises:
+        NotFound: no such patch in this spec; a recomputed image has patches with new ids.
+    """
+    return _patch(
+        engine,
+        f"SELECT p.* FROM {spec.partition} p JOIN patchstore.extraction e "
+        "  ON e.spec_id = :spec AND e.image_id = p.image_id AND e.visible WHERE p.id = :patch",
+        f"spec {spec.name!r} has no patch {patch_id}",
+        {"spec": spec.id, "patch": patch_id},
+    )
+
+
+def _patch(engine: Engine, query: str, missing: str, values: dict[str, object]) -> StoredPatch:
     with store_errors(), engine.connect() as connection:
-        row = connection.execute(
-            text(
-                "SELECT p.image_id, p.x, p.y, p.width, p.height, p.embedding "
-                f"FROM {spec.partition} p JOIN patchstore.extraction e "
-                "  ON e.spec_id = :spec AND e.image_id = p.image_id AND e.visible "
-                "WHERE p.image_id = ANY (:images) "
-                "  AND :x >= p.x AND :x < p.x + p.width AND :y >= p.y AND :y < p.y + p.height "
-                "ORDER BY (p.x = :x AND p.y = :y) DESC, "
-                "  abs(2 * p.x + p.width - 2 * :x) + abs(2 * p.y + p.height - 2 * :y), p.id LIMIT 1"
-            ),
-            {"spec": spec.id, "images": images, "x": x, "y": y},
-        ).one_or_none()
-    if row is None:
-        raise NotFound(f"spec {spec.name!r} has no patch of {uri} at {x},{y}")
+        row = connection.execute(text(query), values).one_or_none()
+    if row is None or row.id is None:
+        raise NotFound(missing, "patch_unknown")
     vector = np.asarray(row.embedding.to_numpy(), dtype=np.float32)
-    return StoredPatch(row.image_id, uri, (row.x, row.y, row.width, row.height), vector)
+    return StoredPatch(row.id, row.image_id, (row.x, row.y, row.width, row.height), vector)
+
+
+def _check_query(query: NDArray[np.float32], spec: StoredSpec) -> None:
+    if query.ndim != 1 or not np.isfinite(query).all():
+        raise InvalidQuestion(
+            f"the query must be one vector of {spec.dim} finite numbers, not {query.shape}"
+            + (" with NaN or infinity in it" if query.ndim == 1 else ""),
+            "query_finite" if query.ndim == 1 else "query_dim",
+        )
+    if len(query) != spec.dim:  # a vector type of another kind would be refused less clearly
+        raise InvalidQuestion(
+            f'the query vector has {len(query)} dimensions, spec "{spec.name}" has {spec.dim}',
+            "query_dim",
+        )
+
+
+def _arguments(options: SearchOptions) -> tuple[str, dict[str, object]]:
+    """The options that are set, as named arguments of the SQL functions and their values."""
+    values: dict[str, object] = {"k": options.k, "exact": options.exact}
+    if options.other_than:
+        values["other_than"] = list(options.other_than)
+    if options.image_ids is not None:
+        values["image_ids"] = list(options.image_ids)
+    if options.touching is not None:
+        values["touching"] = list(options.touching)
+    if options.filter is not None:
+        values["filter"] = Jsonb(dict(options.filter))
+    for name in ("prefix", "max_distance", "ef_search"):
+        if (value := getattr(options, name)) is not None:
+            values[name] = value
+    return "".join(f", {name} => CAST(:{name} AS {_TYPES[name]})" for name in values), values
+
+
+_TYPES = {
+    "k": "integer",
+    "exact": "boolean",
+    "other_than": "bigint[]",
+    "image_ids": "bigint[]",
+    "touching": "integer[]",
+    "filter": "jsonb",
+    "prefix": "text",
+    "max_distance": "double precision",
+    "ef_search": "integer",
+}
+
+
+def _answer(rows: Sequence[Row[Any]], options: SearchOptions) -> Answer:
+    # Only a threshold leaves an approximate answer without a row to say so.
+    exact = bool(rows[0].exact) if rows else options.exact or options.max_distance is None
+    return Answer([_hit(row) for row in rows], exact)
 
 
 def _hit(row: Row[Any]) -> Hit:

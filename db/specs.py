@@ -176,7 +176,7 @@ def _require(connection: Connection, name: str) -> Row[Any]:
         return row
     known = connection.execute(text("SELECT name FROM patchstore.feature_spec ORDER BY id"))
     names = ", ".join(known.scalars()) or "none yet; add one with: patchstore spec add"
-    raise NotFound(f"no spec named {name!r}; known: {names}")
+    raise NotFound(f"no spec named {name!r}; known: {names}", "spec_unknown")
 
 
 def _stored(row: Row[Any]) -> StoredSpec:

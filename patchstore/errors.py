@@ -10,4 +10,12 @@ class PatchstoreError(Exception):
 
 
 class QuestionError(PatchstoreError):
-    """The question cannot be understood."""
+    """The question cannot be understood.
+
+    Attributes:
+        rule: which rule it breaks, a word for programs such as `region_outside`.
+    """
+
+    def __init__(self, message: str, rule: str = "question_invalid") -> None:
+        super().__init__(message)
+        self.rule = rule

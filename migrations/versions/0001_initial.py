@@ -12,6 +12,7 @@ from pathlib import Path
 from alembic import op
 
 from db.engine import driver_connection
+from db.functions import find_extension, pin_search_path
 
 revision: str = "0001"
 down_revision: str | None = None
@@ -20,38 +21,15 @@ depends_on: str | None = None
 
 HERE = Path(__file__).parent
 
-FIND_EXTENSION = """
-SELECT set_config('search_path', format('pg_catalog, %I', n.nspname), true)
-  FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
-"""
-
-PIN_SEARCH_PATH = """
-DO $$
-DECLARE
-    f regprocedure;
-    extension_schema text := (
-        SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-         WHERE e.extname = 'vector');
-BEGIN
-    -- pgvector's operators must be found whatever the caller's search_path is.
-    FOR f IN SELECT p.oid::regprocedure FROM pg_proc p
-              WHERE p.pronamespace = 'patchstore'::regnamespace
-    LOOP
-        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp',
-                       f, extension_schema);
-    END LOOP;
-END $$
-"""
-
 
 def upgrade() -> None:
     """Creates everything in the schema `patchstore`."""
     # Whole scripts through the driver: colons and percent signs are no parameters here.
     driver = driver_connection(op.get_bind())
-    driver.execute(FIND_EXTENSION)
+    find_extension(driver)
     for name in ("0001_tables.sql", "0001_functions.sql"):
         driver.execute((HERE / name).read_bytes())
-    driver.execute(PIN_SEARCH_PATH)
+    pin_search_path(driver)
 
 
 def downgrade() -> None:

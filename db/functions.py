@@ -1,0 +1,53 @@
+"""What every migration that makes SQL functions does before and after."""
+
+from typing import Any
+
+from psycopg import Connection
+
+_FIND_EXTENSION = """
+SELECT set_config('search_path', format('pg_catalog, %I', n.nspname), true)
+  FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
+"""
+
+_PIN_SEARCH_PATH = """
+DO $$
+DECLARE
+    f regprocedure;
+    extension_schema text := (
+        SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+         WHERE e.extname = 'vector');
+BEGIN
+    FOR f IN SELECT p.oid::regprocedure FROM pg_proc p
+              WHERE p.pronamespace = 'patchstore'::regnamespace
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp',
+                       f, extension_schema);
+    END LOOP;
+END $$
+"""
+
+_GRANT = """
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA patchstore FROM PUBLIC;
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'patchstore_reader') THEN
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA patchstore TO patchstore_reader;
+        REVOKE EXECUTE ON FUNCTION patchstore.refresh_visibility(bigint[]) FROM patchstore_reader;
+    END IF;
+END $$
+"""
+
+
+def find_extension(driver: "Connection[Any]") -> None:
+    """Puts pgvector's schema on this transaction's search_path: a script names its types bare."""
+    driver.execute(_FIND_EXTENSION)
+
+
+def pin_search_path(driver: "Connection[Any]") -> None:
+    """Lets all functions find pgvector's operators whatever the caller's search_path is."""
+    driver.execute(_PIN_SEARCH_PATH)
+
+
+def grant_functions(driver: "Connection[Any]") -> None:
+    """Lets patchstore_reader, where there is one, call every function that asks, and nobody else."""
+    driver.execute(_GRANT)

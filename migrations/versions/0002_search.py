@@ -1,0 +1,54 @@
+"""Searches with every option; by the place of a stored patch; many questions at once.
+
+Revision ID: 0002
+Revises: 0001
+Create Date: 2026-11-24
+"""
+
+from pathlib import Path
+
+from alembic import op
+
+from db.engine import driver_connection
+from db.functions import find_extension, grant_functions, pin_search_path
+
+revision: str = "0002"
+down_revision: str | None = "0001"
+branch_labels: str | None = None
+depends_on: str | None = None
+
+HERE = Path(__file__).parent
+
+
+def upgrade() -> None:
+    """Replaces the search functions; no row is touched."""
+    run("0002_search.sql")
+
+
+def downgrade() -> None:
+    """Brings the search functions of 0001 back."""
+    op.execute("DROP INDEX patchstore.ix_image_location_prefix")
+    op.execute("DROP INDEX patchstore.ix_image_location_metadata")
+    op.execute("DROP VIEW patchstore.patches, patchstore.images, patchstore.specs")
+    op.execute(
+        """
+        DO $$
+        DECLARE f regprocedure;
+        BEGIN
+            FOR f IN SELECT p.oid::regprocedure FROM pg_proc p
+                      WHERE p.pronamespace = 'patchstore'::regnamespace
+            LOOP EXECUTE format('DROP FUNCTION %s CASCADE', f); END LOOP;
+        END $$
+        """
+    )
+    op.execute("DROP TYPE patchstore.question, patchstore.hit")
+    run("0001_functions.sql")
+
+
+def run(script: str) -> None:
+    """A whole script through the driver: colons and percent signs are no parameters in it."""
+    driver = driver_connection(op.get_bind())
+    find_extension(driver)
+    driver.execute((HERE / script).read_bytes())
+    pin_search_path(driver)
+    grant_functions(driver)
