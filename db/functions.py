@@ -49,5 +49,5 @@ def pin_search_path(driver: "Connection[Any]") -> None:
 
 
 def grant_functions(driver: "Connection[Any]") -> None:
-    """Lets patchstore_reader, where there is one, call every function that asks, and nobody else."""
+    """Lets patchstore_reader, where it exists, and nobody else call every function that asks."""
     driver.execute(_GRANT)

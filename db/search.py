@@ -82,7 +82,7 @@ def search(
     engine: Engine,
     spec: StoredSpec,
     query: NDArray[np.float32],
-    options: SearchOptions = SearchOptions(),  # noqa: B008, it is frozen
+    options: SearchOptions = SearchOptions(),
 ) -> Answer:
     """The nearest patches or images, closest first.
 
@@ -111,7 +111,7 @@ def search_many(
     engine: Engine,
     spec: StoredSpec,
     queries: NDArray[np.float32],
-    options: SearchOptions = SearchOptions(),  # noqa: B008
+    options: SearchOptions = SearchOptions(),
 ) -> list[list[Hit]]:
     """The nearest patches of each of many vectors, float32 (Q, D), in one call.
 
