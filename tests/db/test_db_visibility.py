@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from db import catalog, ledger
-from db.search import search
+from db.search import SearchOptions, search
 
 
 @pytest.fixture
@@ -91,7 +91,9 @@ def test_a_vanished_file_leaves_the_searches_at_once(store, spec):
     store.ingest(spec, {"a": "1", "b": "2"})
     store.scan(spec, {"b": "2"})
     assert store.shown(spec) == {"b"}
-    assert {hit.uri for hit in search(store.engine, spec, store.vectors(1)[0], 10)} == {"b"}
+    assert {
+        hit.uri for hit in search(store.engine, spec, store.vectors(1)[0], SearchOptions(10)).hits
+    } == {"b"}
 
 
 def test_a_changed_file_that_vanishes_takes_its_old_content_with_it(store, spec):
@@ -143,7 +145,7 @@ def test_a_hit_names_the_file_that_still_shows_the_old_content(store, spec):
     store.scan(spec, {"a": "2", "b": "3"})
     first = next(lease for lease in store.lease(spec) if lease.uri == "a")
     store.write(spec, first, store.content("2"))
-    old = search(store.engine, spec, store.content("1")[0], 1)
+    old = search(store.engine, spec, store.content("1")[0], SearchOptions(1)).hits
     assert [hit.uri for hit in old] == ["b"]
 
 
@@ -152,7 +154,7 @@ def test_a_change_of_metadata_is_seen_and_touches_no_vector(store, spec):
     before = store.sql("SELECT id, xmin::text FROM patchstore.patch_feature ORDER BY id")
     metadata = '{"it\'s": ["100%", null, {"ключ": ":x \\\\ \\n"}]}'
     store.sql("UPDATE patchstore.image_location SET metadata = CAST(:m AS jsonb)", m=metadata)
-    (hit, *_) = search(store.engine, spec, store.vectors(1)[0], 3)
+    (hit, *_) = search(store.engine, spec, store.vectors(1)[0], SearchOptions(3)).hits
     assert hit.metadata == {"it's": ["100%", None, {"ключ": ":x \\ \n"}]}
     assert store.sql("SELECT id, xmin::text FROM patchstore.patch_feature ORDER BY id") == before
 

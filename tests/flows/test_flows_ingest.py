@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from db.errors import TransientStoreError
 from db.reports import failures, patch_matrix, status
-from db.search import search
+from db.search import SearchOptions, search
 from db.specs import StoredSpec
 from extractor.errors import WeightsError
 from flows import batch as steps
@@ -123,7 +123,9 @@ def test_a_vanished_file_leaves_the_searches(
     path.unlink()
     assert ingest()[1].vanished == 1
     query = np.ones(spec.dim, np.float32)
-    assert {Path(hit.uri).name for hit in search(store, spec, query, 50)} == {"a.png"}
+    assert {Path(hit.uri).name for hit in search(store, spec, query, SearchOptions(50)).hits} == {
+        "a.png"
+    }
 
 
 def test_some_bad_images_complete_with_errors_and_reasons(
