@@ -16,23 +16,26 @@ from .errors import (
     NotFound,
     SchemaError,
     SpecBuilding,
+    StoreTimeout,
     TransientStoreError,
 )
 
 logger = logging.getLogger(__name__)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
+TIMEOUT_STATE = "57014"
 TRANSIENT_STATES = frozenset(
     {
         *("57P01", "57P02", "57P03"),  # the server shuts down, crashed, or starts
         *("40001", "40P01", "55P03"),  # serialization, deadlock, lock not available
-        *("57014", "25P03", "57P05"),  # a timeout of a statement, a transaction, a session
+        *(TIMEOUT_STATE, "25P03", "57P05"),  # a timeout of a statement, a transaction, a session
         "53300",  # too many connections
     }
 )
 CONNECTION_CLASS = "08"
-# Raised by our functions; a number too large for its type, as a k of ten digits.
-INVALID_QUESTION_STATES = frozenset({"22023", "22003"})
+# Raised by our functions; a number too large for its type, as a k of ten digits; text that is not
+# of the type, or that no text of Postgres can hold; JSON that is nested too deeply.
+INVALID_QUESTION_STATES = frozenset({"22023", "22003", "22P02", "22P05", "22021", "54001"})
 MISSING_SCHEMA_STATES = frozenset({"3F000", "42P01", "42883", "42703"})
 
 
@@ -56,19 +59,36 @@ def parse_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def make_engine(url: URL, *, vectors: bool = True) -> Engine:
+def make_engine(
+    url: URL,
+    *,
+    vectors: bool = True,
+    connections: int = 18,
+    statement_timeout_s: float | None = None,
+    wait_s: float = 30.0,
+) -> Engine:
     """An engine whose connections bind and return numpy vectors.
 
     Args:
         url: as `parse_url` gives it.
         vectors: register pgvector's types; off only where the extension may not exist yet.
+        connections: how many it opens at most.
+        statement_timeout_s: after which the database stops a statement.
+        wait_s: how long to wait for a free connection.
     """
+    options: dict[str, int | str] = {"connect_timeout": 10, "application_name": "patchstore"}
+    if statement_timeout_s is not None:
+        given = url.query.get("options", "")
+        timeout = f"-c statement_timeout={round(1000 * statement_timeout_s)}"
+        options["options"] = f"{given if isinstance(given, str) else ' '.join(given)} {timeout}"
     engine = create_engine(
         url,
         pool_pre_ping=True,
         hide_parameters=True,
-        pool_size=8,
-        connect_args={"connect_timeout": 10, "application_name": "patchstore"},
+        pool_size=min(8, connections),
+        max_overflow=max(0, connections - 8),
+        pool_timeout=wait_s,
+        connect_args=options,
     )
     if vectors:
         event.listen(engine, "connect", _register_vector)
@@ -114,6 +134,8 @@ def translate(error: BaseException) -> Exception:
     """The error of this room that a driver error means."""
     state = getattr(error, "sqlstate", None)
     line = first_line(error)
+    if state == TIMEOUT_STATE:
+        return StoreTimeout(line)
     if is_transient(error):
         return TransientStoreError(line)
     if state in MISSING_SCHEMA_STATES:
@@ -122,7 +144,8 @@ def translate(error: BaseException) -> Exception:
     if state == "P0002":
         kind = SpecBuilding if rule == "spec_building" else NotFound
         return kind(line, rule or "unknown")
-    if state in INVALID_QUESTION_STATES:
+    # The driver itself refuses text with a NUL in it, without an SQLSTATE.
+    if state in INVALID_QUESTION_STATES or (state is None and isinstance(error, psycopg.DataError)):
         return InvalidQuestion(line, rule or "question_invalid")
     return ConfigurationError(f"the database refused: {line}")
 

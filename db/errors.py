@@ -10,6 +10,7 @@ StoreError
 ├── LeaseLost               another worker owns the image now: drop the result
 ├── CountMismatch           stored rows differ from computed ones: the transaction was rolled back
 └── TransientStoreError     the same transaction may well succeed in a moment
+    └── StoreTimeout        it was stopped because it took too long
 
 `db.engine.store_errors` is the one place where driver errors become these.
 """
@@ -69,3 +70,7 @@ class CountMismatch(StoreError):
 
 class TransientStoreError(StoreError):
     """A lost connection, a deadlock, a timeout: try the whole transaction again."""
+
+
+class StoreTimeout(TransientStoreError):
+    """The database stopped a statement that took too long."""

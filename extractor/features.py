@@ -140,11 +140,35 @@ class FeatureExtractor:
             DegenerateFeatures: when the vector cannot be compared.
             ImageError: when these are not such pixels.
         """
-        _check_pixels(pixels)
-        height, width = pixels.shape[:2]
-        window = np.array([[0, 0, width, height]], dtype=np.int32)
-        raw = self._vectors([pixels], np.zeros(1, np.int64), window)
-        vector: NDArray[np.float32] = _normalised(raw, self.spec)[0]
+        (vector,) = self.embed_many([pixels])
+        if isinstance(vector, ImageError):
+            raise vector
+        return vector
+
+    def embed_many(
+        self, regions: Sequence[NDArray[np.uint8]]
+    ) -> list[NDArray[np.float32] | ImageError]:
+        """Compute the vectors of several regions in shared batches, each as `embed` does.
+
+        Returns:
+            One vector a region, same order; `DegenerateFeatures` where it cannot be compared.
+
+        Raises:
+            ImageError: when one of them is not RGB uint8 (H, W, 3).
+        """
+        for region in regions:
+            _check_pixels(region)
+        windows = np.array(
+            [(0, 0, region.shape[1], region.shape[0]) for region in regions], dtype=np.int32
+        ).reshape(-1, 4)
+        raw = self._vectors(regions, np.arange(len(regions)), windows)
+        return [self._vector(row) for row in raw]
+
+    def _vector(self, raw: NDArray[np.float32]) -> NDArray[np.float32] | ImageError:
+        try:
+            vector: NDArray[np.float32] = _normalised(raw[None], self.spec)[0]
+        except DegenerateFeatures as error:
+            return error
         return vector
 
     def _result(

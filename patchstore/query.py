@@ -23,7 +23,7 @@ from db.search import (
 )
 from db.search import search as search_store
 from db.specs import StoredSpec
-from extractor.errors import ImageError
+from extractor.errors import EmptyImageFile, ImageError, ImageTooLarge
 from extractor.grid import make_grid
 from extractor.images import read_image
 from extractor.settings import ExtractorSettings
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from extractor.features import FeatureExtractor
 
 SMALLEST_SIDE = 8  # pixels of a region; less is a colour, not a picture
+_UNREADABLE = {EmptyImageFile: "image_empty", ImageTooLarge: "image_too_large"}
 MAX_K = 10_000  # what one search gives at most
 PARTS = 64  # patches of a region that are asked about at most
 HITS_A_PART = 50
@@ -55,11 +56,13 @@ class ImageQuestion:
         content: the encoded file.
         region: the part that is asked about; None: the whole picture, as one patch.
         name: how messages call it.
+        max_pixels: what its header may claim; None: as for stored images.
     """
 
     content: bytes
     region: Box | None = None
     name: str = "the image"
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,30 @@ class Asked:
 def embed_once(spec: StoredSpec, regions: Sequence[Pixels]) -> Vectors:
     """Vectors of regions by a network of this process's own, loaded at the first question.
 
-    In float32: a few patches are too little to be worth less.
-
     Raises:
         WeightsError: the network's weights are not here.
         ImageError: a region whose vector cannot be compared.
     """
-    extractor = _extractor(FeatureSpec.model_validate(spec.recipe), spec.weights_source)
-    return np.stack([extractor.embed(np.ascontiguousarray(region)) for region in regions])
+    extractor = load_extractor(FeatureSpec.model_validate(spec.recipe), spec.weights_source)
+    vectors = extractor.embed_many(regions)
+    for vector in vectors:
+        if isinstance(vector, ImageError):
+            raise vector
+    return np.stack([vector for vector in vectors if not isinstance(vector, ImageError)])
 
 
-@lru_cache(maxsize=1)
-def _extractor(recipe: FeatureSpec, weights_source: str) -> "FeatureExtractor":
+@lru_cache(maxsize=2)
+def load_extractor(
+    recipe: FeatureSpec, weights_source: str, batch_size: int = 16
+) -> "FeatureExtractor":
+    """What computes the vectors of questions, loaded once a process.
+
+    In float32: a few patches are too little to be worth less, and every way of asking then gives
+    the same answer.
+
+    Raises:
+        WeightsError: the network's weights are not here.
+    """
     from extractor.backbone import load_backbone  # torch takes seconds: a vector needs none
     from extractor.features import FeatureExtractor
 
@@ -130,7 +145,7 @@ def _extractor(recipe: FeatureSpec, weights_source: str) -> "FeatureExtractor":
         load_backbone(recipe, weights_source),
         device=ExtractorSettings().device,
         precision="float32",
-        batch_size=1,
+        batch_size=batch_size,
     )
 
 
@@ -296,10 +311,12 @@ def read_vector(path: Path) -> Vectors:
 
 def read_picture(question: ImageQuestion) -> Pixels:
     """The pixels of a question's picture. Raises QuestionError."""
+    limit = question.max_pixels or ExtractorSettings().max_pixels
     try:
-        return read_image(question.content, max_pixels=ExtractorSettings().max_pixels)
+        return read_image(question.content, max_pixels=limit)
     except ImageError as error:
-        raise QuestionError(f"{question.name}: {error}", "image_unreadable") from error
+        rule = _UNREADABLE.get(type(error), "image_unreadable")
+        raise QuestionError(f"{question.name}: {error}", rule) from error
 
 
 def cut(picture: Pixels, box: Box) -> Pixels:

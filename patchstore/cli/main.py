@@ -3,7 +3,7 @@
 import click
 import typer
 
-from . import database, ingest, reports, search, spec
+from . import database, ingest, reports, search, serve, spec
 from .console import INTERRUPTED, causes, fail, say
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("ingest")(ingest.ingest)
 app.command("search")(search.search)
+app.command("serve")(serve.serve)
 app.command("status")(reports.status)
 app.command("failures")(reports.failures)
 app.command("retry")(reports.retry)

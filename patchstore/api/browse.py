@@ -1,0 +1,202 @@
+"""What is in the store, and its pictures."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Engine
+
+from db import browse
+from db.specs import list_specs
+
+from .pictures import Picture, image_picture, patch_picture
+from .schemas import (
+    MAX_ID,
+    ImageOut,
+    ImagesOut,
+    Metadata,
+    MetadataText,
+    PatchesOut,
+    PatchOut,
+    SpecOut,
+    SpecsOut,
+    SpecStatsOut,
+    StatsOut,
+    Text,
+)
+from .service import Service, service_of
+
+router = APIRouter()
+admin = APIRouter()
+
+Here = Annotated[Service, Depends(service_of)]
+Id = Annotated[int, Path(ge=1, le=MAX_ID)]
+Side = Annotated[int, Query(ge=16, le=2048, description="Of the longer side at most, in pixels.")]
+JPEG: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {"ETag": {"schema": {"type": "string"}, "required": True}},
+    },
+    304: {"description": "The picture is the one that If-None-Match names."},
+}
+_METADATA = TypeAdapter(MetadataText)
+
+
+@router.get("/v1/specs")
+async def specs(service: Here) -> SpecsOut:
+    """All specs, in the order in which they were added, and where their images stand."""
+    return await service.in_thread(_specs, service.engine)
+
+
+def _specs(engine: Engine) -> SpecsOut:
+    stats = {one.spec: one for one in browse.stats(engine).specs}
+    return SpecsOut(
+        specs=[
+            SpecOut(
+                name=spec.name,
+                digest=spec.digest,
+                dim=spec.dim,
+                metric=spec.metric.name,
+                recipe=spec.recipe,
+                indexed=counts.indexed,
+                images=counts.images,
+                patches=counts.patches,
+                pending=counts.pending + counts.leased,
+                failed=counts.failed,
+            )
+            for spec in list_specs(engine)
+            if (counts := stats.get(spec.name))  # added between the two questions
+        ]
+    )
+
+
+@router.get("/v1/stats")
+async def stats(service: Here) -> StatsOut:
+    """Counts of the whole store, and of each spec."""
+    found = await service.in_thread(browse.stats, service.engine)
+    return StatsOut(
+        sources=found.sources,
+        locations=found.locations,
+        images=found.images,
+        size_bytes=found.size_bytes,
+        specs=[SpecStatsOut(**asdict(spec)) for spec in found.specs],
+    )
+
+
+@router.get("/v1/images")
+async def images(
+    service: Here,
+    prefix: Annotated[Text | None, Query(description="How their URIs begin.")] = None,
+    filter: Annotated[
+        str | None, Query(max_length=10_000, description="Metadata that they contain, as JSON.")
+    ] = None,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="`next` of the last page.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> ImagesOut:
+    """Images that are there now, by id, a page at a time."""
+    metadata = None
+    if filter is not None:
+        try:
+            metadata = _METADATA.validate_python(filter)
+        except ValidationError as error:
+            raise RequestValidationError(
+                [{**e, "loc": ("query", "filter")} for e in error.errors(include_url=False)]
+            ) from None
+    rows = await service.in_thread(
+        browse.list_images,
+        service.engine,
+        prefix=prefix,
+        filter=metadata,
+        after=after,
+        limit=limit,
+    )
+    more = rows[-1].image_id if len(rows) == limit else None
+    return ImagesOut(images=[_image(row) for row in rows], next=more)
+
+
+@router.get("/v1/images/{image_id}")
+async def image(service: Here, image_id: Id) -> ImageOut:
+    """An image that is there now, or that searches still show."""
+    return _image(await service.in_thread(browse.get_image, service.engine, image_id))
+
+
+@router.get("/v1/images/{image_id}/patches")
+async def patches(
+    service: Here,
+    image_id: Id,
+    spec: Annotated[
+        Text | None, Query(description="Without it `default`, or the only one.")
+    ] = None,
+) -> PatchesOut:
+    """An image's searchable patches under a spec, by scale, then row by row."""
+    return await service.in_thread(_patches, service, image_id, spec)
+
+
+def _patches(service: Service, image_id: int, name: str | None) -> PatchesOut:
+    spec = service.spec(name)
+    browse.get_image(service.engine, image_id)  # an unknown image is no image without patches
+    rows = browse.list_patches(service.engine, spec, image_id)
+    return PatchesOut(
+        spec=spec.name,
+        patches=[
+            PatchOut(
+                patch_id=row.patch_id,
+                image_id=row.image_id,
+                box=row.box,
+                scale=row.scale,
+                thumbnail=f"/v1/patches/{row.patch_id}/thumbnail.jpg",
+            )
+            for row in rows
+        ],
+    )
+
+
+@router.get("/v1/images/{image_id}/picture.jpg", response_class=Response, responses=JPEG)
+async def picture(request: Request, service: Here, image_id: Id, side: Side = 1024) -> Response:
+    """An image, upright, as a JPEG."""
+    found = await service.in_thread(image_picture, service.engine, image_id, side)
+    return await _jpeg(request, service, found)
+
+
+@router.get("/v1/patches/{patch_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
+async def thumbnail(request: Request, service: Here, patch_id: Id, side: Side = 224) -> Response:
+    """A patch, cut from the original, as a JPEG."""
+    found = await service.in_thread(patch_picture, service.engine, patch_id, side)
+    return await _jpeg(request, service, found)
+
+
+@admin.put("/v1/images/{image_id}/metadata")
+async def put_metadata(
+    service: Here, image_id: Id, metadata: Annotated[Metadata, Body()]
+) -> ImageOut:
+    """Replaces the metadata of an image; no vector is touched."""
+    await service.in_thread(browse.set_metadata, service.engine, image_id, metadata)
+    return _image(await service.in_thread(browse.get_image, service.engine, image_id))
+
+
+async def _jpeg(request: Request, service: Service, found: Picture) -> Response:
+    # `private`: it was perhaps shown to a token only. Its bytes belong to its name for good, but
+    # the name may come to stand for nothing.
+    headers = {"ETag": found.etag, "Cache-Control": "private, max-age=60"}
+    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    if found.etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    content = await service.in_thread(found.jpeg)
+    return Response(content, media_type="image/jpeg", headers=headers)
+
+
+def _image(row: browse.ImageRow) -> ImageOut:
+    return ImageOut(
+        image_id=row.image_id,
+        uri=row.uri,
+        width=row.width,
+        height=row.height,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        metadata=row.metadata,
+        first_seen=row.first_seen,
+        last_seen=row.last_seen,
+        picture=f"/v1/images/{row.image_id}/picture.jpg",
+    )

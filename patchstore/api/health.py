@@ -1,0 +1,52 @@
+"""Whether the service lives, whether it can answer, and its numbers."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from sqlalchemy import Engine, text
+
+from db.engine import store_errors
+from db.errors import StoreError
+
+from .metrics import CONTENT_TYPE
+from .schemas import Alive, Ready
+from .service import Service, service_of
+
+probes = APIRouter()
+numbers = APIRouter()
+
+Here = Annotated[Service, Depends(service_of)]
+
+
+@probes.get("/healthz")
+async def healthz() -> Alive:
+    """The process runs; asks nobody else."""
+    return Alive()
+
+
+@probes.get("/readyz", responses={503: {"model": Ready}})
+async def readyz(service: Here, response: Response) -> Ready:
+    """Whether questions can be answered: the database answers and the network is no longer loading.
+
+    Without a network (no spec yet, weights that are not here) questions about vectors and stored
+    patches are answered all the same.
+    """
+    database = await service.in_thread(_database, service.engine)
+    ready = database == "ok" and service.network != "warming"
+    response.status_code = 200 if ready else 503
+    return Ready(status="ready" if ready else "waiting", database=database, network=service.network)
+
+
+@numbers.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(service: Here) -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _database(engine: Engine) -> str:
+    try:
+        with store_errors(), engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except StoreError as error:
+        return str(error)
+    return "ok"

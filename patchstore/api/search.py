@@ -1,0 +1,159 @@
+"""`POST /v1/search`: a vector or a stored patch as JSON, a picture as a form."""
+
+import time
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+
+from db.search import Answer, Hit, SearchOptions
+from db.specs import StoredSpec
+from patchstore.query import (
+    Asked,
+    ImageQuestion,
+    PatchQuestion,
+    PlaceQuestion,
+    Question,
+    Refinement,
+    VectorQuestion,
+    ask,
+)
+
+from .problems import Problem
+from .schemas import AskedOut, HitOut, SearchAnswer, SearchBody, SearchForm
+from .service import Service, service_of
+
+router = APIRouter()
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_MAX_FIELDS = 20
+BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/SearchBody"}},
+        "multipart/form-data": {"schema": {"$ref": "#/components/schemas/SearchForm"}},
+    },
+}
+
+
+@router.post("/v1/search", openapi_extra={"requestBody": BODY}, operation_id="search")
+async def search(
+    request: Request, service: Annotated[Service, Depends(service_of)]
+) -> SearchAnswer:
+    """Where else does something like this occur?
+
+    JSON asks about a vector or a stored patch, a form about a picture or a region of it.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        body = _checked(SearchBody.model_validate_json, await request.body())
+        return await service.in_thread(_answer, service, body, _stored_or_vector(body))
+    if media_type == "multipart/form-data":
+        form, content = await _read_form(request)
+        limit = service.settings.api_max_pixels
+        question = ImageQuestion(content, form.region, max_pixels=limit)
+        return await service.in_thread(_answer, service, form, question)
+    raise Problem(
+        "media_type_unsupported",
+        f"the body is {media_type[:100] or 'of no type'}; send application/json with a vector or "
+        "a stored patch, or multipart/form-data with a picture",
+    )
+
+
+def _checked(validate: Any, content: Any) -> Any:
+    try:
+        return validate(content)
+    except ValidationError as error:
+        raise RequestValidationError(
+            error.errors(include_url=False, include_context=False)
+        ) from None
+
+
+async def _read_form(request: Request) -> tuple[SearchForm, bytes]:
+    async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+        fields = dict(form.multi_items())
+        if len(fields) < len(form.multi_items()):
+            raise Problem("request_invalid", "a field of the form is there twice")
+        upload = fields.pop("image", None)
+        if not isinstance(upload, UploadFile):
+            raise Problem("image_missing", "the form has no file in its field image")
+        if any(isinstance(value, UploadFile) for value in fields.values()):
+            raise Problem("request_invalid", "the form has a file in a field other than image")
+        parsed: SearchForm = _checked(SearchForm.model_validate, fields)
+        return parsed, await upload.read()
+
+
+def _stored_or_vector(body: SearchBody) -> Question:
+    if body.vector is not None:
+        return VectorQuestion(np.asarray(body.vector, dtype=np.float32))
+    if body.patch_id is not None:
+        return PatchQuestion(body.patch_id)
+    assert body.place is not None
+    image = body.place.image_id if body.place.image_id is not None else body.place.uri
+    assert image is not None
+    return PlaceQuestion(image, body.place.x, body.place.y)
+
+
+def _answer(service: Service, asking: SearchBody | SearchForm, question: Question) -> SearchAnswer:
+    spec = service.spec(asking.spec)
+    options = SearchOptions(
+        k=asking.k,
+        by=asking.by,
+        filter=asking.filter,
+        prefix=asking.prefix,
+        image_ids=asking.image_ids,
+        touching=asking.touching,
+        max_distance=asking.max_distance,
+        ef_search=asking.ef_search,
+        exact=asking.exact,
+    )
+    consistent = isinstance(asking, SearchForm) and asking.consistent
+    begun = time.perf_counter()
+    asked, answer = ask(
+        service.engine,
+        spec,
+        question,
+        options,
+        other_images=asking.other_images,
+        refinement=Refinement(merge=asking.merge, consistent=consistent),
+        embed=service.embedder,
+    )
+    kind = type(question).__name__.removesuffix("Question").lower()
+    service.metrics.searches.labels(kind, asking.by).observe(time.perf_counter() - begun)
+    return _out(spec, asked, answer, with_vector=asking.with_vector)
+
+
+def _out(spec: StoredSpec, asked: Asked, answer: Answer, *, with_vector: bool) -> SearchAnswer:
+    height, width = (None, None) if asked.picture is None else asked.picture.shape[:2]
+    return SearchAnswer(
+        spec=spec.name,
+        metric=spec.metric.name,
+        exact=answer.exact,
+        question=AskedOut(
+            image_ids=list(asked.image_ids),
+            patch_id=asked.patch_id,
+            box=asked.box,
+            width=width,
+            height=height,
+            vector=asked.vector.tolist() if with_vector else None,
+        ),
+        hits=[_hit(hit) for hit in answer.hits],
+    )
+
+
+def _hit(hit: Hit) -> HitOut:
+    return HitOut(
+        patch_id=hit.patch_id,
+        image_id=hit.image_id,
+        uri=hit.uri,
+        box=hit.box,
+        scale=hit.scale,
+        distance=hit.distance,
+        metadata=hit.metadata,
+        matched=hit.matched,
+        thumbnail=f"/v1/patches/{hit.patch_id}/thumbnail.jpg",
+    )

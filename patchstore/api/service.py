@@ -1,0 +1,69 @@
+"""What the routes share: the store, the network, the limits."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import Request
+from sqlalchemy import Engine
+
+from db.specs import StoredSpec
+from patchstore.store import spec_for_search
+
+from .embedder import BatchingEmbedder
+from .metrics import Metrics
+from .settings import ServeSettings
+
+T = TypeVar("T")
+
+
+class Service:
+    """One running service.
+
+    Attributes:
+        network: how far the warm network is: `warming`, `warm`, or why there is none.
+    """
+
+    def __init__(self, engine: Engine, settings: ServeSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics()
+        self.network = "warming"
+        self.embedder = BatchingEmbedder(
+            batch_size=settings.api_batch_size,
+            max_waiting=settings.api_max_waiting,
+            timeout_s=settings.api_request_timeout_s,
+            observe=self.metrics.forward,
+        )
+        # More threads than connections would only wait for one, but decode in the meantime.
+        self._threads = CapacityLimiter(2 * settings.api_connections)
+
+    async def in_thread(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Runs what waits for the database or decodes; given up on when the request's time ends."""
+        return await anyio.to_thread.run_sync(
+            partial(call, *arguments, **options), abandon_on_cancel=True, limiter=self._threads
+        )
+
+    def spec(self, name: str | None) -> StoredSpec:
+        """The spec of that name; without one the default, or the only one. Raises NotFound."""
+        return spec_for_search(self.engine, name)
+
+    def warm(self) -> None:
+        """Loads the network of the spec that is asked for when none is named."""
+        from db.errors import StoreError
+
+        try:
+            spec = self.spec(None)
+        except StoreError as error:
+            self.network = f"none yet: {error}"
+            return
+        reason = self.embedder.warm(spec)
+        self.network = "warm" if reason is None else f"unavailable: {reason}"
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to; a FastAPI dependency."""
+    service: Service = request.app.state.service
+    return service

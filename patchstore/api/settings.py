@@ -1,0 +1,28 @@
+"""What the environment may say to `patchstore serve`."""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServeSettings(BaseSettings):
+    """Settings of the service; every field is an environment variable `PATCHSTORE_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="PATCHSTORE_", env_file=".env", extra="ignore")
+
+    api_tokens: SecretStr = Field(
+        SecretStr(""), description="SCOPE:TOKEN, with @EXPIRY if it ends, separated by spaces."
+    )
+    api_max_upload_mb: float = Field(20.0, gt=0, description="Size of a request, in MB.")
+    api_max_pixels: int = Field(50_000_000, ge=1, description="Pixels of an uploaded picture.")
+    api_connections: int = Field(8, ge=1, description="Connections to the database at most.")
+    api_statement_timeout_s: float = Field(10.0, gt=0, description="Seconds for one statement.")
+    api_request_timeout_s: float = Field(30.0, gt=0, description="Seconds for one request.")
+    api_batch_size: int = Field(16, ge=1, description="Questions in one forward pass.")
+    api_max_waiting: int = Field(
+        256, ge=1, description="Patches that may wait for the network; more are refused."
+    )
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """`api_max_upload_mb` in bytes."""
+        return int(self.api_max_upload_mb * 1_000_000)
