@@ -130,14 +130,22 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             ref_template="#/components/schemas/{model}",
         )
         definitions = bodies["$defs"]
-        form = definitions["SearchForm"]
-        form["properties"]["image"] = {
-            "type": "string",
-            "contentMediaType": "application/octet-stream",
-            "format": "binary",
-            "description": "The picture's file.",
-        }
-        form["required"] = [*form.get("required", []), "image"]
+        definitions["SearchForm"] = _as_form(definitions["SearchForm"])
         schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _as_form(schema: dict[str, Any]) -> dict[str, Any]:
+    """A form's fields are text, which is never null; and one of them is a file."""
+    fields = {name: _without_null(field) for name, field in schema["properties"].items()}
+    image = {"type": "string", "format": "binary", "description": "The picture's file."}
+    return {**schema, "properties": {"image": image, **fields}, "required": ["image"]}
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return field
+    rest = {key: value for key, value in field.items() if key not in ("anyOf", "default")}
+    return {**kinds[0], **rest}

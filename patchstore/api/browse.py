@@ -85,12 +85,16 @@ async def stats(service: Here) -> StatsOut:
     )
 
 
-@router.get("/v1/images")
+@router.get("/v1/images", operation_id="list_images")
 async def images(
     service: Here,
     prefix: Annotated[Text | None, Query(description="How their URIs begin.")] = None,
     filter: Annotated[
-        str | None, Query(max_length=10_000, description="Metadata that they contain, as JSON.")
+        str | None,
+        Query(
+            description="Metadata that they contain, as JSON.",
+            json_schema_extra={"format": "json-object", "contentMediaType": "application/json"},
+        ),
     ] = None,
     after: Annotated[int, Query(ge=0, le=MAX_ID, description="`next` of the last page.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -167,7 +171,7 @@ async def thumbnail(request: Request, service: Here, patch_id: Id, side: Side = 
     return await _jpeg(request, service, found)
 
 
-@admin.put("/v1/images/{image_id}/metadata")
+@admin.put("/v1/images/{image_id}/metadata", operation_id="put_metadata")
 async def put_metadata(
     service: Here, image_id: Id, metadata: Annotated[Metadata, Body()]
 ) -> ImageOut:

@@ -83,6 +83,8 @@ class Requests:
             async with asyncio.timeout(self._timeout_s):
                 await self._app(scope, _Limited(receive, self._max_bytes), answer)
         except Exception as error:
+            if answer.complete:  # and in the log
+                return
             if answer.status:  # too late for another answer: the connection is cut
                 raise
             await respond(problem_of(error), scope)(scope, receive, answer)
@@ -116,6 +118,7 @@ class _Answer:
         self._send = send
         self._request_id = request_id
         self.status = 0
+        self.complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -125,6 +128,8 @@ class _Answer:
             for name, value in _SECURITY.items():
                 headers.setdefault(name, value)
         await self._send(message)
+        if message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
 
 
 class _Limited:

@@ -116,6 +116,7 @@ def install(app: FastAPI) -> None:
         QuestionError,
         StoreError,
         ExtractorError,
+        Exception,
     ):
         app.add_exception_handler(kind, _handle)
 

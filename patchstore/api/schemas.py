@@ -32,6 +32,8 @@ Text = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Offset = Annotated[int, Field(ge=0, le=MAX_PIXEL)]
 Length = Annotated[int, Field(ge=1, le=MAX_PIXEL)]
+Ids = Annotated[list[Id], Field(max_length=100_000)]
+Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_DIM)]
 BoxIn = tuple[Offset, Offset, Length, Length]
 
 
@@ -80,17 +82,19 @@ _BOX_TEXT = WithJsonSchema(
     }
 )
 _JSON_TEXT = WithJsonSchema(
-    {"type": "string", "contentMediaType": "application/json", "examples": ['{"shelf": 3}']}
+    {
+        "type": "string",
+        "format": "json-object",
+        "contentMediaType": "application/json",
+        "examples": ['{"shelf": 3}'],
+    }
 )
 BoxText = Annotated[BoxIn, BeforeValidator(_from_list), _BOX_TEXT]
 MetadataText = Annotated[Metadata, BeforeValidator(_from_json), _JSON_TEXT]
 IdsText = Annotated[
-    list[Id],
+    Ids,
     BeforeValidator(_from_json),
-    Field(max_length=100_000),
-    WithJsonSchema(
-        {"type": "string", "contentMediaType": "application/json", "examples": ["[1, 2]"]}
-    ),
+    WithJsonSchema({"type": "string", "pattern": r"^\[(\d{1,9}(, ?\d{1,9})*)?\]$"}),
 ]
 
 
@@ -162,15 +166,13 @@ class SearchBody(Options):
         },
     )
 
-    vector: list[float] | SkipJsonSchema[None] = Field(
-        None, min_length=1, max_length=MAX_DIM, description="As many numbers as the spec has."
+    vector: Vector | SkipJsonSchema[None] = Field(
+        None, description="As many numbers as the spec has."
     )
     patch_id: Id | SkipJsonSchema[None] = Field(None, description="A stored patch.")
     place: Place | SkipJsonSchema[None] = Field(None, description="A stored patch by where it is.")
     filter: Metadata | None = Field(None, description="Metadata that hits must contain.")
-    image_ids: list[Id] | None = Field(
-        None, max_length=100_000, description="Only patches of these images."
-    )
+    image_ids: Ids | None = Field(None, description="Only patches of these images.")
     touching: BoxIn | None = Field(None, description="x, y, width, height that hits overlap.")
 
     @model_validator(mode="after")

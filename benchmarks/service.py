@@ -1,0 +1,63 @@
+"""`patchstore serve` as a process of its own, over a benchmark's home."""
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from .home import COMMAND, environment
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service: its URL, its process, and the file that its log goes to."""
+
+    url: str
+    pid: int
+    log: Path
+
+
+@contextmanager
+def running_service(home: Path, **settings: str) -> Iterator[Service]:
+    """A service that is ready, network included; stopped afterwards.
+
+    Args:
+        home: of the store.
+        settings: further environment variables.
+    """
+    log = home / "serve.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [COMMAND, "serve", "--port", "0"],
+            env={**environment(home), **settings},
+            cwd=home,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        url = _wait_for_url(log, process)
+        while httpx.get(f"{url}/readyz").status_code != 200:
+            time.sleep(0.1)
+        yield Service(url, process.pid, log)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait_for_url(log: Path, process: "subprocess.Popen[bytes]") -> str:
+    while process.poll() is None:
+        if found := re.search(r"http://\S+", log.read_text()):
+            url = found[0]
+            try:
+                httpx.get(f"{url}/healthz")
+            except httpx.TransportError:
+                pass
+            else:
+                return url
+        time.sleep(0.1)
+    raise RuntimeError(f"patchstore serve ended with {process.returncode}:\n{log.read_text()}")

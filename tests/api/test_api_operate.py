@@ -1,0 +1,218 @@
+"""Tokens, limits, probes and numbers: what an operator relies on."""
+
+import logging
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import Engine
+
+from db.engine import make_engine
+from patchstore.api.auth import parse_tokens
+from patchstore.api.problems import RULES
+from patchstore.api.settings import ServeSettings
+from patchstore.errors import PatchstoreError
+
+READ, ADMIN, OLD = "r" * 32, "a" * 32, "o" * 32
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture(scope="module")
+def guarded(shelf, serve):
+    tokens = f"read:{READ}, admin:{ADMIN}@2099-01-01 read:{OLD}@2020-01-01T12:00:00+02:00"
+    with (
+        serve(shelf.engine, ServeSettings(api_tokens=tokens)) as url,
+        httpx.Client(base_url=url) as http,
+    ):
+        yield http
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "rule"),
+    [
+        ({}, 401, "token_missing"),
+        ({"Authorization": f"Basic {READ}"}, 401, "token_missing"),
+        (bearer("x" * 32), 401, "token_unknown"),
+        (bearer(READ[:-1]), 401, "token_unknown"),
+        (bearer(OLD), 401, "token_expired"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/specs", "/v1/images/1/picture.jpg", "/metrics"])
+def test_who_has_no_good_token_is_refused(guarded, path, headers, status, rule) -> None:
+    answer = guarded.get(path, headers=headers)
+    assert (answer.status_code, answer.json()["rule"]) == (status, rule)
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_reader_may_ask_and_not_write(guarded) -> None:
+    assert guarded.get("/v1/specs", headers=bearer(READ)).status_code == 200
+    asked = guarded.post("/v1/search", json={"patch_id": 1}, headers=bearer(READ))
+    assert asked.status_code == 200
+    refused = guarded.put("/v1/images/1/metadata", json={}, headers=bearer(READ))
+    assert (refused.status_code, refused.json()["rule"]) == (403, "scope_missing")
+
+
+def test_an_administrator_may_do_both(guarded) -> None:
+    assert guarded.get("/v1/specs", headers=bearer(ADMIN)).status_code == 200
+    assert guarded.put("/v1/images/1/metadata", json={}, headers=bearer(ADMIN)).status_code == 200
+
+
+def test_probes_and_the_page_need_no_token(guarded) -> None:
+    for path in ("/healthz", "/readyz", "/", "/openapi.json"):
+        assert guarded.get(path).status_code == 200
+
+
+def test_the_description_says_that_a_token_is_needed(guarded, http) -> None:
+    def schemes(client: httpx.Client) -> dict:
+        return client.get("/openapi.json").json()["components"].get("securitySchemes", {})
+
+    assert "HTTPBearer" in schemes(guarded)
+    assert schemes(http) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("write:" + READ, "does not begin with read: or admin:"),
+        (READ, "does not begin with read: or admin:"),
+        ("read:short", "a token of 5 characters"),
+        (f"read:{READ}@soon", "'soon', which is no date"),
+        (f"read:{READ} read:", "entry 2 of PATCHSTORE_API_TOKENS"),
+    ],
+)
+def test_a_malformed_token_is_named_by_its_place_and_never_shown(text, message) -> None:
+    with pytest.raises(PatchstoreError, match=message) as refused:
+        parse_tokens(text)
+    assert READ not in str(refused.value)
+
+
+def test_settings_never_show_a_token() -> None:
+    assert READ not in repr(ServeSettings(api_tokens=f"read:{READ}"))
+
+
+def test_an_unprotected_service_answers_to_names_of_this_machine_only(http) -> None:
+    answer = http.get("/v1/specs", headers={"Host": "rebound.example:80"})
+    assert (answer.status_code, answer.json()["rule"]) == (421, "host_unknown")
+
+
+def test_a_request_keeps_its_id(http) -> None:
+    assert (
+        http.get("/healthz", headers={"X-Request-ID": "mine-1"}).headers["x-request-id"] == "mine-1"
+    )
+    made = http.get("/healthz", headers={"X-Request-ID": "not\tmine"}).headers["x-request-id"]
+    assert len(made) == 32
+
+
+def test_every_request_has_a_line_in_the_log(http, caplog) -> None:
+    with caplog.at_level(logging.INFO, logger="patchstore.api.requests"):
+        http.get("/v1/images/1", headers={"X-Request-ID": "mine-2"})
+        http.get("/v1/%0Aforged", headers={"X-Request-ID": "mine-3"})
+    lines = [line for line in caplog.messages if "id=mine-" in line]
+    assert lines[0].startswith("GET /v1/images/1 200 ")
+    assert lines[1].startswith("GET /v1/\\nforged 404 ")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(shelf, serve, chunked) -> None:
+    body = [b"x" * 10_000] * 20
+    with serve(shelf.engine, ServeSettings(api_max_upload_mb=0.1)) as url:
+        answer = httpx.post(
+            f"{url}/v1/search",
+            content=iter(body) if chunked else b"".join(body),
+            headers={"content-type": "application/json"},
+        )
+    assert (answer.status_code, answer.json()["rule"]) == (413, "body_too_large")
+
+
+def test_a_statement_that_takes_too_long_is_a_timeout(shelf, serve) -> None:
+    engine = make_engine(shelf.engine.url, statement_timeout_s=0.1)
+    blocker = shelf.engine.connect()
+    try:
+        blocker.exec_driver_sql("LOCK TABLE patchstore.image_location")
+        with serve(engine) as url:
+            answer = httpx.get(f"{url}/v1/images")
+    finally:
+        blocker.close()
+        engine.dispose()
+    assert (answer.status_code, answer.json()["rule"]) == (504, "timeout")
+
+
+def test_a_request_that_takes_too_long_is_a_timeout(shelf, serve) -> None:
+    blocker = shelf.engine.connect()
+    try:
+        blocker.exec_driver_sql("LOCK TABLE patchstore.image_location")
+        with serve(shelf.engine, ServeSettings(api_request_timeout_s=0.5)) as url:
+            answer = httpx.get(f"{url}/v1/images", timeout=60)
+    finally:
+        blocker.close()
+    assert (answer.status_code, answer.json()["rule"]) == (504, "timeout")
+
+
+def test_a_database_that_is_away_is_said_and_comes_back(own_shelf, serve, server) -> None:
+    import psycopg
+
+    name = own_shelf.engine.url.database
+
+    def allow(yes: bool) -> None:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {yes}")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+
+    with serve(own_shelf.engine) as url:
+        allow(False)
+        away = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
+        ready = httpx.get(f"{url}/readyz")
+        alive = httpx.get(f"{url}/healthz")
+        allow(True)
+        back = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
+    assert (away.status_code, away.json()["rule"]) == (503, "store_unavailable")
+    assert (ready.status_code, alive.status_code, back.status_code) == (503, 200, 200)
+
+
+def test_prometheus_sees_requests_searches_and_forward_passes(http, shelf) -> None:
+    http.post("/v1/search", files={"image": ("a.png", shelf.content("0.png"))})
+    answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in (
+        'patchstore_http_requests_total{method="POST",route="/v1/search",status="200"}',
+        'patchstore_search_seconds_count{by="patch",question="image"}',
+        "patchstore_forward_patches_count",
+    ):
+        assert line in answer.text
+
+
+def test_a_network_that_cannot_be_loaded_leaves_the_other_questions(own_shelf, serve) -> None:
+    with own_shelf.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE patchstore.feature_spec SET weights_source = '/gone.pth', "
+            "recipe = jsonb_set(recipe, '{weights}', '\"gone.pth\"')"
+        )
+    picture = {"image": ("a.png", own_shelf.content("0.png"))}
+    with serve(own_shelf.engine) as url:
+        assert "/gone.pth" in httpx.get(f"{url}/readyz").json()["network"]
+        stored = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
+        sent = httpx.post(f"{url}/v1/search", files=picture)
+    assert stored.status_code == 200
+    assert (sent.status_code, sent.json()["rule"]) == (503, "network_unavailable")
+
+
+def test_every_problem_of_the_service_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    for name, rule in RULES.items():
+        assert f"| {rule.status} | `{name}` | {rule.title} |" in page
+
+
+def test_nobody_reaches_a_service_from_outside_without_a_token(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine
+) -> None:
+    from patchstore.cli.serve import serve as command
+
+    monkeypatch.delenv("PATCHSTORE_API_TOKENS", raising=False)
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+        with pytest.raises(PatchstoreError, match="PATCHSTORE_API_TOKENS"):
+            command(host=host, port=0)
