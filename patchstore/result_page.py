@@ -20,29 +20,20 @@ from .query import Asked, Pixels, cut
 SIDE = 360  # pixels of a picture on the page
 CROP = 224
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --accent: #e8472b; }
-body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1.5rem; }
-h1 { font-size: 1.35rem; margin: 0 0 .25rem; }
-p { margin: .25rem 0 1rem; }
-ol { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr));
-     list-style: none; margin: 0; padding: 0; }
-figure { border: 1px solid var(--line); border-radius: .5rem; margin: 0; overflow: hidden; }
-figure img { display: block; width: 100%; height: 15rem; object-fit: contain; background: #8881; }
-figcaption { padding: .5rem .75rem; overflow-wrap: anywhere; font-size: .9rem; }
-figcaption b { font-variant-numeric: tabular-nums; }
-.question { display: flex; flex-wrap: wrap; gap: 1rem; margin-bottom: 1.5rem; }
-.question figure { width: 20rem; border-color: var(--accent); }
-"""
+_STACKED = "main { display: grid; gap: 1.25rem; padding-block: 2rem; }"
+STYLE = Path(__file__).parent / "api" / "page" / "page.css"  # the look of the service's page
 
 
-def render(engine: Engine, title: str, about: str, asked: Asked, hits: Sequence[Hit]) -> str:
+def render(
+    engine: Engine, title: str, about: str, metric: str, asked: Asked, hits: Sequence[Hit]
+) -> str:
     """The page as HTML text; pictures that are gone or unreadable are said to be.
 
     Args:
         engine: the store, which knows where a stored patch's picture lies.
         title: heading.
         about: one line: spec, metric, how it was searched.
+        metric: the name of the distance.
         asked: the question.
         hits: the answer, in order.
     """
@@ -57,22 +48,13 @@ def render(engine: Engine, title: str, about: str, asked: Asked, hits: Sequence[
             + _figure(_crop(picture, asked.box), f"asked for: {_box(asked.box)}")
             + "</div>"
         )
-    items = "".join(
-        "<li>"
-        + _figure(
-            _marked(_read(path_of(hit.uri)), hit.box),
-            f"<b>{rank}. {hit.distance:.4f}</b> "
-            f"{html.escape(PurePath(hit.uri).name)}<br>{_box(hit.box)}",
-        )
-        + "</li>"
-        for rank, hit in enumerate(hits, start=1)
-    )
+    items = "".join(f"<li>{_hit(rank, hit, metric)}</li>" for rank, hit in enumerate(hits, start=1))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{question}<ol>{items}</ol>"
-        "</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE.read_text()}{_STACKED}</style></head>"
+        f'<body><main><h1>{html.escape(title)}</h1><p class="note">{html.escape(about)}</p>'
+        f'{question}<h2>The nearest</h2><ol class="hits">{items}</ol></main></body></html>\n'
     )
 
 
@@ -82,16 +64,28 @@ def write(path: Path, page: str) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _figure(picture: str | None, caption: str) -> str:
+def _hit(rank: int, hit: Hit, metric: str) -> str:
+    agreed = "" if hit.matched is None else f'<span class="matched">{hit.matched} agree</span>'
+    return _figure(
+        _marked(_read(path_of(hit.uri)), hit.box),
+        f'<span class="measured">{rank}. <b class="distance">{hit.distance:.4f}</b> {metric}</span>'
+        f'<span class="name" title="{html.escape(hit.uri)}">'
+        f"{html.escape(PurePath(hit.uri).name)}</span>"
+        f'<span class="box">{_box(hit.box)}</span>{agreed}',
+        kind="hit",
+    )
+
+
+def _figure(picture: str | None, caption: str, kind: str = "") -> str:
     image = (
         f'<img src="{picture}" alt="">' if picture else "<p>the picture cannot be read any more</p>"
     )
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>'
 
 
 def _box(box: Box) -> str:
     x, y, width, height = box
-    return f"x {x}, y {y}, {width} × {height}"
+    return f"x {x}, y {y}, {width}\u00a0×\u00a0{height}"
 
 
 def _read(path: Path) -> Pixels | None:

@@ -95,8 +95,13 @@ def search(
     if to_html is not None:
         from patchstore.result_page import render, write
 
-        about = f"spec {stored.name}, {stored.metric.name} distance, nearest {by.value} first"
-        write(to_html, render(engine, "Where else does this occur?", about, asked, answer.hits))
+        ranked = "images with the most agreeing patches" if consistent else f"nearest {by.value}"
+        about = (
+            f"spec {stored.name}, {stored.metric.name} distance, {ranked} first, "
+            f"{'exact' if answer.exact else 'approximate'}"
+        )
+        title = "Where else does this occur?"
+        write(to_html, render(engine, title, about, stored.metric.name, asked, answer.hits))
         say(f"wrote {to_html}")
     if as_json:
         print_json(

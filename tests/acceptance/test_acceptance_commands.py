@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import Engine
 
+from db.browse import set_metadata_many
 from db.specs import StoredSpec
 
 Paint = Callable[..., Path]
@@ -92,6 +93,41 @@ def test_images_are_ranked_once_each(command: Any, ingested: Path) -> None:
     asked = command("search", "--patch", f"{ingested / '1.png'}@0,0", "--by", "image", "--json")
     uris = [hit["uri"] for hit in json.loads(asked.out)]
     assert sorted(uris) == sorted(str(ingested / f"{n}.png") for n in range(3))
+
+
+def test_a_search_is_narrowed_by_prefix_metadata_and_distance(
+    command: Any, ingested: Path, store: Engine
+) -> None:
+    one, two = (str(ingested / f"{n}.png") for n in (1, 2))
+    unknown = set_metadata_many(store, [(one, {"shelf": 3}), (two, {"shelf": 4})])
+    assert unknown == []
+    question = ("search", "--patch", f"{one}@0,0", "-k", 50, "--json")
+
+    def uris(*options: object) -> list[str]:
+        return [hit["uri"] for hit in json.loads(command(*question, *options).out)]
+
+    assert uris("--prefix", two) == [two] * 9
+    assert uris("--filter", '{"shelf": 3}') == [one] * 9
+    assert uris("--filter", '{"shelf": 4}', "--prefix", one) == []
+    assert uris("--max-distance", 0.000001) == [one]
+
+
+def test_merged_hits_of_an_image_do_not_overlap(command: Any, ingested: Path) -> None:
+    question = ("search", "--patch", f"{ingested / '1.png'}@0,0", "-k", 50, "--merge", "--json")
+    boxes = [hit["box"] for hit in json.loads(command(*question).out)]
+    assert boxes[0] == [0, 0, 48, 48]
+    assert [24, 0, 48, 48] not in boxes
+    assert 3 <= len(boxes) < 27
+
+
+def test_the_picture_with_the_same_arrangement_comes_first(command: Any, ingested: Path) -> None:
+    image = ingested / "2.png"
+    asked = command(
+        *("search", "--image", image, "--region", "0,0,96,80", "--consistent", "--json")
+    )
+    first, *others = json.loads(asked.out)
+    assert (first["uri"], first["box"]) == (str(image), [0, 0, 96, 80])
+    assert len(others) == 2
 
 
 def test_an_exported_vector_finds_its_patch(command: Any, ingested: Path, tmp_path: Path) -> None:
@@ -180,6 +216,12 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         (["search", "--image", "{text}"], "text.txt: "),
         (["search", "--vector", "{text}"], "is not a .npy file with one vector"),
         (["search", "--image", "{picture}", "--k", "0"], "k is 0, expected 1 to 10000"),
+        (["search", "--image", "{picture}", "--filter", "shelf=3"], "'shelf=3' is not JSON"),
+        (["search", "--image", "{picture}", "--filter", "[3]"], "is not a JSON object"),
+        (["search", "--image", "{picture}", "--max-distance", "nan"], "max_distance"),
+        (["search", "--patch", "a.jpg@0,0", "--region", "0,0,9,9"], "--region is a part of"),
+        (["search", "--patch", "a.jpg@0,0", "--consistent"], "ranked by arrangement only where"),
+        (["serve", "--host", "0.0.0.0"], "set PATCHSTORE_API_TOKENS"),
         (["export", "--spec", "tiny", "--to", "m.csv"], "must end in .npz or .parquet"),
         (["spec", "add", "x", "--backbone", "resnet19"], "resnet19"),
         (["spec", "add", "x", "--weights", "gone.pth"], "gone.pth"),
