@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SQL_PAGE = ROOT / "docs" / "sql.md"
 SETTINGS: tuple[type[BaseSettings], ...] = (StoreSettings, FlowSettings, ExtractorSettings)
+GO_PATH = Path("/usr/share/gocode")
 ASKED, OTHERS = "/photos/motorcycle_left.png", ("/photos/a.jpg", "/photos/b.jpg")
 BOXES = np.array([(0, 0, 224, 224), (336, 224, 224, 224)], dtype=np.int32)
 
@@ -85,12 +87,36 @@ def test_a_reader_may_run_every_query_and_write_nothing(url: str) -> None:
 
 def test_the_python_example_prints_hits_of_other_pictures(url: str) -> None:
     (example,) = blocks(SQL_PAGE, "python")
+    prints_hits_of_other_pictures([sys.executable, "-c", example], url)
+
+
+def test_the_go_example_prints_hits_of_other_pictures(url: str, tmp_path: Path) -> None:
+    go = shutil.which("go")
+    if go is None or not (GO_PATH / "src/github.com/lib/pq").is_dir():
+        pytest.skip("no Go, or no lib/pq of the system's")
+    (example,) = blocks(SQL_PAGE, "go")
+    (tmp_path / "main.go").write_text(example)
+    # As the system's packages are laid out: no module is fetched.
+    settings = {"GO111MODULE": "off", "GOPATH": str(GO_PATH), "GOCACHE": str(tmp_path / "cache")}
+    prints_hits_of_other_pictures([go, "run", str(tmp_path / "main.go")], url, **settings)
+
+
+def test_the_node_example_prints_hits_of_other_pictures(url: str) -> None:
+    node = shutil.which("node")
+    resolves = "require.resolve('pg'); require.resolve('pgvector/pg')"
+    if node is None or subprocess.run([node, "-e", resolves], capture_output=True).returncode:
+        pytest.skip("no Node, or no pg and pgvector on its NODE_PATH")
+    (example,) = blocks(SQL_PAGE, "js")
+    prints_hits_of_other_pictures([node, "-e", example], url)
+
+
+def prints_hits_of_other_pictures(command: list[str], url: str, **settings: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", example],
-        env={**os.environ, "DATABASE_URL": url},
+        command,
+        env={**os.environ, "DATABASE_URL": url, **settings},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
