@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 from torchvision.models._api import WeightsEnum, get_model, list_models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from .errors import SpecError, WeightsError
 from .grid import EdgePolicy, check_geometry
+from .network import CutNetwork, fold_norms
 from .pooling import check_poolable, finite, pool
 from .spec import PENULTIMATE, FeatureSpec, Metric, Pooling, Recipe
 from .weights import (
@@ -50,6 +51,13 @@ class Backbone:
     network: nn.Module
     dim: int
     weights_sha256: str
+    _folded: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
+
+    def folded(self, side: int) -> nn.Module:
+        """The same function of patches of S = `side`, with its batch norms folded: faster."""
+        if side not in self._folded:
+            self._folded[side] = fold_norms(self.network, side)
+        return self._folded[side]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,24 +73,6 @@ class ResolvedSpec:
     spec: FeatureSpec
     weights_source: str
     backbone: Backbone
-
-
-class CutNetwork(nn.Module):
-    """A trunk and what makes one vector a patch of its output."""
-
-    def __init__(self, trunk: nn.Module, pooling: str) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.pooling = pooling
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Run normalised patches (N, 3, S, S) to vectors float32 (N, D)."""
-        return pool(self.features(patches), self.pooling)
-
-    def features(self, patches: Tensor) -> Tensor:
-        """Run normalised patches to what is pooled."""
-        output = self.trunk(patches)
-        return cast(Tensor, output["features"] if isinstance(output, dict) else output)
 
 
 def resolve(recipe: Recipe) -> ResolvedSpec:

@@ -89,7 +89,8 @@ class FeatureExtractor:
         self.precision = precision
         self.batch_size = batch_size
         shared = self.device.type == "cpu" and precision == FLOAT32
-        network = backbone.network if shared else copy.deepcopy(backbone.network)
+        folded = backbone.folded(spec.side)
+        network = folded if shared else copy.deepcopy(folded)
         self._network = network.to(self.device)
         if precision != FLOAT32:
             _cast_once(self._network, DTYPES[precision])
