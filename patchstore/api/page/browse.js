@@ -1,0 +1,72 @@
+// The stored pictures, page by page, to start from.
+
+import { request, showPicture } from "./client.js";
+import { element, nameOf } from "./hits.js";
+
+const PAGE = 24;
+
+/**
+ * @param {(imageId: number) => string} linkTo
+ * @returns {{open: () => void}} asks at the first time
+ */
+export function makeBrowser(linkTo) {
+  const [list, note, more, prefix] = ["stored", "stored-note", "stored-more", "stored-prefix"].map(
+    (id) => document.getElementById(id),
+  );
+  let next = null;
+  let begun = false;
+  let running = new AbortController();
+  let timer = 0;
+
+  async function load(after) {
+    running.abort();
+    running = new AbortController();
+    const asked = new URLSearchParams({ limit: PAGE });
+    if (prefix.value) asked.set("prefix", prefix.value);
+    if (after) asked.set("after", after);
+    try {
+      const page = await request(`/v1/images?${asked}`, { signal: running.signal });
+      const items = page.images.map((image) => item(image, linkTo));
+      if (after) list.append(...items);
+      else list.replaceChildren(...items);
+      if (after) items[0]?.firstChild.focus();
+      next = page.next;
+      more.hidden = next === null;
+      note.textContent = list.children.length ? "" : nothing(prefix.value);
+      begun = true;
+    } catch (error) {
+      if (error.name !== "AbortError") note.textContent = error.message;
+    }
+  }
+
+  more.addEventListener("click", () => load(next));
+  prefix.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(load, 200);
+  });
+
+  return {
+    open() {
+      if (!begun) load();
+    },
+  };
+}
+
+function item(image, linkTo) {
+  const made = document.createElement("li");
+  const link = document.createElement("a");
+  link.href = linkTo(image.image_id);
+  link.title = image.uri;
+  const img = document.createElement("img");
+  img.loading = "lazy";
+  img.alt = "";
+  showPicture(img, `/v1/images/${image.image_id}/picture.jpg?side=256`);
+  link.append(img, element("span", "name", nameOf(image.uri)));
+  made.append(link);
+  return made;
+}
+
+function nothing(prefix) {
+  if (prefix) return `No stored picture's name begins with ${prefix}`;
+  return "The store holds no pictures yet. Add some with: patchstore ingest FOLDER";
+}
