@@ -9,11 +9,12 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, Engine, Row, text
 
 from .engine import store_errors
-from .errors import NotFound
+from .errors import NotFound, TransientStoreError
 from .search import Box
 from .specs import StoredSpec
 
 CHUNK = 5_000  # locations that one statement changes
+ATTEMPTS = 5  # of a statement that was the victim of a deadlock
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def list_images(
     conditions = ""
     if prefix is not None:
         conditions += ' AND "left"(l.uri, 255) ^@ "left"(:prefix, 255) AND l.uri ^@ :prefix'
-    if filter is not None:
-        conditions += " AND l.metadata @> :filter"
+    if filter:  # the second half is what lets the partial index in
+        conditions += " AND l.metadata @> :filter AND l.metadata <> '{}'"
     with store_errors(), engine.connect() as connection:
         rows = connection.execute(
             text(
@@ -124,11 +125,12 @@ def get_image(engine: Engine, image_id: int) -> ImageRow:
     with store_errors(), engine.connect() as connection:
         row = connection.execute(
             text(
-                f"SELECT {_IMAGE}, l.image_id = i.id AS current "
+                f"SELECT {_IMAGE}, coalesce(l.image_id = i.id, false) AS current "
                 "FROM patchstore.image i JOIN patchstore.image_location l "
-                "  ON l.image_id = i.id OR l.previous_image_id = i.id "
+                "  ON l.image_id = i.id OR l.previous_image_id = i.id AND EXISTS ("
+                "    SELECT FROM patchstore.extraction e WHERE e.image_id = i.id AND e.visible) "
                 "WHERE i.id = :image AND l.vanished_at IS NULL "
-                "ORDER BY l.image_id = i.id DESC, l.id LIMIT 1"
+                "ORDER BY current DESC, l.id LIMIT 1"
             ),
             {"image": image_id},
         ).one_or_none()
@@ -165,8 +167,10 @@ def set_metadata(engine: Engine, image_id: int, metadata: Mapping[str, Any]) -> 
     with store_errors(), engine.begin() as connection:
         changed = connection.execute(
             text(
-                "UPDATE patchstore.image_location SET metadata = :metadata "
-                "WHERE image_id = :image AND vanished_at IS NULL"
+                f"WITH locked AS (SELECT l.id FROM patchstore.image_location l "
+                f"  WHERE l.image_id = :image AND l.vanished_at IS NULL {_LOCK}) "
+                "UPDATE patchstore.image_location l SET metadata = :metadata "
+                "FROM locked WHERE l.id = locked.id"
             ),
             {"image": image_id, "metadata": Jsonb(dict(metadata))},
         )
@@ -179,33 +183,79 @@ def set_metadata_many(
 ) -> list[str]:
     """Sets the metadata of locations by URI, chunk by chunk; no vector is touched. Idempotent.
 
+    Vanished locations are set, too: a file that comes back has its metadata.
+
     Args:
         engine: the store.
-        metadata: pairs of a URI and its metadata.
+        metadata: pairs of a URI and its metadata; of a URI given twice the last one counts, or
+            both where they are merged.
         merge: keep the keys that are not given, instead of replacing the whole.
 
     Returns:
-        The URIs that the store does not know, in their order.
+        The URIs that the store does not know, in their order, each once.
     """
+    given: dict[str, dict[str, Any]] = {}
+    for uri, values in metadata:
+        given[uri] = {**given.get(uri, {}), **values} if merge else dict(values)
+    uris = list(given)
+    known: set[str] = set()
+    for start in range(0, len(uris), CHUNK):
+        chunk = {uri: given[uri] for uri in uris[start : start + CHUNK]}
+        for attempts_left in reversed(range(ATTEMPTS)):
+            try:
+                known |= _set_chunk(engine, chunk, merge)
+                break
+            except TransientStoreError:  # a scan locks the same rows in an order of its own
+                if not attempts_left:
+                    raise
+    return [uri for uri in uris if uri not in known]
+
+
+def _set_chunk(engine: Engine, chunk: Mapping[str, dict[str, Any]], merge: bool) -> set[str]:
     value = "l.metadata || given.metadata" if merge else "given.metadata"
-    unknown: list[str] = []
-    for start in range(0, len(metadata), CHUNK):
-        # Of a URI given twice the last one counts; sorted, so that two callers never deadlock.
-        chunk = dict(sorted(dict(metadata[start : start + CHUNK]).items()))
-        with store_errors(), engine.begin() as connection:
-            known = connection.execute(
-                text(
-                    "WITH given AS (SELECT * FROM unnest(CAST(:uris AS text[]), "
-                    "                 CAST(:metadata AS jsonb[])) AS g (uri, metadata)), "
-                    "locked AS (SELECT l.id, l.uri FROM patchstore.image_location l "
-                    "  JOIN given USING (uri) ORDER BY l.id FOR UPDATE OF l) "
-                    f"UPDATE patchstore.image_location l SET metadata = {value} "
-                    "FROM locked JOIN given USING (uri) WHERE l.id = locked.id RETURNING l.uri"
-                ),
-                {"uris": list(chunk), "metadata": [Jsonb(dict(v)) for v in chunk.values()]},
-            ).scalars()
-            unknown += sorted(chunk.keys() - set(known))
-    return unknown
+    with store_errors(), engine.begin() as connection:
+        rows = connection.execute(
+            text(
+                "WITH given AS (SELECT * FROM unnest(CAST(:uris AS text[]), "
+                "                 CAST(:metadata AS jsonb[])) AS g (uri, metadata)), "
+                "locked AS (SELECT l.id, l.uri FROM patchstore.image_location l "
+                f"  JOIN given USING (uri) {_LOCK}) "
+                f"UPDATE patchstore.image_location l SET metadata = {value} "
+                "FROM locked JOIN given USING (uri) WHERE l.id = locked.id RETURNING l.uri"
+            ),
+            {"uris": list(chunk), "metadata": [Jsonb(values) for values in chunk.values()]},
+        )
+        return set(rows.scalars())
+
+
+def known_uris(engine: Engine, uris: Sequence[str]) -> set[str]:
+    """Those of the URIs that the store knows, vanished ones included."""
+    with store_errors(), engine.connect() as connection:
+        rows = connection.execute(
+            text("SELECT uri FROM patchstore.image_location WHERE uri = ANY (:uris)"),
+            {"uris": list(uris)},
+        )
+        return set(rows.scalars())
+
+
+def get_metadata(engine: Engine, uri: str) -> dict[str, Any]:
+    """The metadata of a location.
+
+    Raises:
+        NotFound: the store does not know the URI.
+    """
+    with store_errors(), engine.connect() as connection:
+        found = connection.execute(
+            text(
+                "SELECT metadata FROM patchstore.image_location WHERE uri = :uri "
+                "ORDER BY vanished_at IS NULL DESC, id LIMIT 1"
+            ),
+            {"uri": uri},
+        ).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"{uri} is not in the store", "image_unknown")
+    metadata: dict[str, Any] = found
+    return metadata
 
 
 def stats(engine: Engine) -> StoreStats:
@@ -222,6 +272,9 @@ def stats(engine: Engine) -> StoreStats:
         ).one()
     return StoreStats(**whole._mapping, specs=[SpecStats(**row._mapping) for row in specs])
 
+
+# One order of locks for all who set metadata, and for a scan that records files.
+_LOCK = 'ORDER BY l.uri COLLATE "C", l.id FOR UPDATE OF l'
 
 _IMAGE = (
     "i.id AS image_id, l.uri, i.width, i.height, i.size_bytes, encode(i.sha256, 'hex') AS sha256, "

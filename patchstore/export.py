@@ -1,5 +1,7 @@
 """Writing a spec's matrix to a file: `.npz` for numpy, `.parquet` for everything else."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,17 @@ def check_target(path: Path) -> None:
         raise PatchstoreError(f"the folder {path.parent} does not exist")
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes that name when the block ends without an error."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_matrix(engine: Engine, spec: StoredSpec, path: Path) -> int:
     """Writes vectors, boxes and URIs, ordered by URI and box; returns the number of rows.
 
@@ -28,14 +41,9 @@ def write_matrix(engine: Engine, spec: StoredSpec, path: Path) -> int:
     `uri`, `x`, `y`, `width`, `height`, `vector`, written in stretches. The file appears under its
     name when it is whole.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write = _write_npz if path.suffix == ".npz" else _write_parquet
-        count = write(engine, spec, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
+    write = _write_npz if path.suffix == ".npz" else _write_parquet
+    with whole_file(path) as partial:
+        return write(engine, spec, partial)
 
 
 def _write_npz(engine: Engine, spec: StoredSpec, path: Path) -> int:

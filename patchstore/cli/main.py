@@ -3,7 +3,7 @@
 import click
 import typer
 
-from . import database, ingest, reports, search, serve, spec
+from . import database, ingest, metadata, reports, search, serve, spec
 from .console import INTERRUPTED, causes, fail, say
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command("status")(reports.status)
 app.command("failures")(reports.failures)
 app.command("retry")(reports.retry)
 app.command("export")(reports.export)
+app.command("neighbours")(reports.neighbours)
+app.command("metadata")(metadata.metadata)
 app.command("prune")(reports.prune)
 app.command("stop")(database.stop)
 app.add_typer(spec.app, name="spec")

@@ -1,4 +1,4 @@
-"""The progress bar of a run, on standard error."""
+"""Progress bars, on standard error."""
 
 import threading
 import time
@@ -94,3 +94,22 @@ class ProgressBar(Listener):
     def finished(self, summary: Summary) -> None:
         """Keeps the summary for the closing lines."""
         self.summary = summary
+
+
+class ShareBar:
+    """A bar of the share done, on a terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(console=err, transient=True, disable=not err.is_terminal)
+        self._task = self._progress.add_task("starting", total=1)
+
+    def __enter__(self) -> "ShareBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def share(self, phase: str, share: float) -> None:
+        """Moves the bar; the share is 0 to 1."""
+        self._progress.update(self._task, description=phase, completed=share)

@@ -1,4 +1,4 @@
-"""`patchstore status|failures|retry|export|prune`: what is there, and what to do about it."""
+"""`patchstore status|failures|retry|export|neighbours|prune`: what is there, what to do."""
 
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +99,37 @@ def export(
     engine = open_store()
     count = write_matrix(engine, get_spec(engine, spec), to)
     say(f"wrote {count} vectors to {to}")
+
+
+def neighbours(
+    spec: Annotated[str, typer.Option(help="Spec whose patches are compared.")],
+    to: Annotated[Path, typer.Option(metavar="FILE.npz|FILE.parquet", help="File to write.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="How many neighbours of each patch.")] = 10,
+    other_images: Annotated[
+        bool, typer.Option("--other-images", help="Leave out patches of the same image.")
+    ] = False,
+    max_distance: Annotated[
+        float | None, typer.Option(help="How far neighbours may be, in the spec's metric.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with every patch, past any index.")
+    ] = False,
+) -> None:
+    """Write the nearest other patches of every patch, for deduplication and graphs."""
+    from db.neighbours import NeighbourOptions
+    from db.specs import get_spec
+    from patchstore.export import check_target
+    from patchstore.neighbours import write_neighbours
+    from patchstore.store import open_store
+
+    from .progress import ShareBar
+
+    check_target(to)
+    engine = open_store()
+    options = NeighbourOptions(k, other_images, exact, max_distance)
+    with ShareBar() as bar:
+        patches, pairs = write_neighbours(engine, get_spec(engine, spec), to, options, bar.share)
+    say(f"wrote {pairs} neighbours of {patches} patches to {to}")
 
 
 def prune() -> None:
