@@ -21,13 +21,19 @@ from db.specs import NewSpec, add_spec
 from db.writer import replace_patches
 from extractor.settings import ExtractorSettings
 from flows.settings import FlowSettings
+from patchstore.api.settings import ServeSettings
 from patchstore.cli.ingest import SUMMARY_KEYS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 SQL_PAGE = ROOT / "docs" / "sql.md"
-SETTINGS: tuple[type[BaseSettings], ...] = (StoreSettings, FlowSettings, ExtractorSettings)
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    StoreSettings,
+    FlowSettings,
+    ExtractorSettings,
+    ServeSettings,
+)
 GO_PATH = Path("/usr/share/gocode")
 ASKED, OTHERS = "/photos/motorcycle_left.png", ("/photos/a.jpg", "/photos/b.jpg")
 BOXES = np.array([(0, 0, 224, 224), (336, 224, 224, 224)], dtype=np.int32)

@@ -140,6 +140,7 @@ DIM = 512
     [
         (422, "query_dim", {"vector": [1.0, 2.0]}),
         (422, "query_zero", {"vector": [0.0] * DIM}),
+        (422, "query_finite", {"vector": [1e300] * DIM}),
         (404, "spec_unknown", {"patch_id": 1, "spec": "none"}),
         (404, "patch_unknown", {"patch_id": 10**9}),
         (404, "patch_unknown", {"place": {"uri": "/gone.jpg", "x": 0, "y": 0}}),

@@ -1,0 +1,86 @@
+"""Takes the pictures of the page: `docs/page.png`, `docs/page-heat.png`, `docs/page-narrow.png`.
+
+python docs/make_screenshots.py --weights FILE [--backbone squeezenet1_1]
+
+Over scikit-image's pictures, in a store of its own; needs a Chromium and the pretrained weights.
+"""
+
+import argparse
+import io
+import shutil
+import sys
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are no part of what is installed
+
+from benchmarks import home as homes
+from benchmarks.service import running_service
+
+DOCS = Path(__file__).parent
+PICTURES = Path("/tmp/photos")  # as the pictures show it; must not exist
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+def main() -> None:
+    """Starts a store and a service, and takes each picture."""
+    arguments = _arguments()
+    found = find_spec("skimage")
+    assert found is not None and found.submodule_search_locations
+    shutil.copytree(Path(found.submodule_search_locations[0]) / "data", PICTURES)
+    browser_path = next(path for name in CHROMIUM if (path := shutil.which(name)))
+    with homes.temporary_home() as home, ExitStack() as stack:
+        stack.callback(shutil.rmtree, PICTURES)
+        homes.add_spec(home, homes.SpecOptions(arguments.backbone, arguments.weights, 128, 64))
+        homes.ingest(home, PICTURES)
+        with running_service(home) as service, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=browser_path, args=[*QUIET])
+            _take(browser, service.url)
+            browser.close()
+
+
+def _take(browser: Browser, url: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 860})
+    _ask(page, url)
+    _shoot(page, "page.png")
+    page.locator(".hits .open").nth(1).click()
+    expect(page.locator("dialog[open] canvas").first).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    _shoot(page, "page-heat.png")
+    narrow = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    _ask(narrow, url)
+    _shoot(narrow, "page-narrow.png")
+
+
+def _ask(page: Page, url: str) -> None:
+    """Picks a picture, draws a rectangle around the engine, and waits for other images' hits."""
+    page.goto(url)
+    page.locator("input[type=file]").set_input_files(PICTURES / "motorcycle_left.png")
+    expect(page.locator(".hits .open").first).to_be_visible()
+    for label, value in (("x", 330), ("y", 220), ("width", 140), ("height", 140)):
+        page.get_by_label(label, exact=True).fill(str(value))
+    page.get_by_label("Other images only").check()
+    page.wait_for_load_state("networkidle")
+    expect(page.locator(".hits .open").first).to_be_visible()
+
+
+def _shoot(page: Page, name: str) -> None:
+    """In 256 colours: a third of the bytes."""
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        picture.convert("RGB").quantize(256).save(DOCS / name, optimize=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="squeezenet1_1")
+    parser.add_argument("--weights", required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
