@@ -201,7 +201,7 @@ class FeatureExtractor:
                         for i in dict.fromkeys(owners)
                     }
                     patches = self._cut([held[i] for i in owners], windows[batch].tolist())
-                    vectors[batch] = self._forward(patches).cpu().numpy()
+                    vectors[batch] = self.forward(patches).cpu().numpy()
                 except torch.OutOfMemoryError:
                     self._shrink(len(owners))
                 else:
@@ -231,7 +231,8 @@ class FeatureExtractor:
         return batch.permute(0, 3, 1, 2)
 
     @torch.inference_mode()
-    def _forward(self, batch: Tensor) -> Tensor:
+    def forward(self, batch: Tensor) -> Tensor:
+        """Run a normalised batch, (N, 3, S, S), to raw vectors float32 (N, D); the bare pass."""
         with self._arithmetic():
             vectors: Tensor = self._network(batch)
         return vectors.float()
