@@ -1,6 +1,5 @@
 """A program asks the running service by the client."""
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from sqlalchemy import Engine
 from db.specs import StoredSpec
 from patchstore.api.app import create_app
 from patchstore.api.settings import ServeSettings
+from patchstore.cli.serve import listen
 from patchstore.client import (
     ConnectionFailed,
     NotFound,
@@ -33,7 +33,7 @@ NAMES = ["0.png", "1.png", "2.png"]
 @contextmanager
 def serving(engine: Engine, **settings: Any) -> Iterator[str]:
     """The URL of a service over a store."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     app = create_app(engine, ServeSettings(**settings))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import shutil
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from extractor.images import read_image
 from extractor.spec import Recipe
 from patchstore.api.app import create_app
 from patchstore.api.settings import ServeSettings
+from patchstore.cli.serve import listen
 from patchstore.store import register
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -166,7 +166,7 @@ def see(path: Path) -> SeenFile:
 @contextmanager
 def serving(engine: Engine, settings: ServeSettings) -> Iterator[str]:
     """The URL of a service that runs, or is about to: its socket listens already."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(create_app(engine, settings), log_config=None, lifespan="on")
     service = uvicorn.Server(config)
     thread = threading.Thread(target=service.run, args=([listener],))

@@ -1,7 +1,6 @@
 """One running service over a store of real files, asked over a real socket."""
 
 import hashlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from extractor.images import read_image, read_size
 from extractor.spec import Recipe
 from patchstore.api.app import create_app
 from patchstore.api.settings import ServeSettings
+from patchstore.cli.serve import listen
 from patchstore.store import register
 
 RECIPE = Recipe(backbone="squeezenet1_1", weights="random:0", patch_size=48, stride=24)
@@ -116,7 +116,7 @@ def own_shelf(server: str, template: str, tmp_path: Path) -> Iterator[Shelf]:
 def serving(engine: Engine, settings: ServeSettings | None = None) -> Iterator[str]:
     """The URL of a running service."""
     app = create_app(engine, settings or ServeSettings())
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
