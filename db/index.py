@@ -99,6 +99,10 @@ def _build(
     name = index_name(spec)
     # Only a killed build can have left this behind: nobody else holds the lock.
     connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS patchstore.{name}"))
+    connection.execute(
+        text("SELECT patchstore.prepare_nearest(s) FROM patchstore.feature_spec s WHERE id = :id"),
+        {"id": spec.id},
+    )
     connection.execute(text(f"SET maintenance_work_mem = '{int(memory_mb)}MB'"))
     pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     done = threading.Event()
@@ -114,8 +118,10 @@ def _build(
                 f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})"
             )
         )
-        # The planner compares the index with a scan by the table's statistics.
-        connection.execute(text(f"ANALYZE {spec.partition}"))
+        # By these the planner compares the index with a scan, and a filter with its own index.
+        connection.execute(
+            text(f"ANALYZE {spec.partition}, patchstore.extraction, patchstore.image_location")
+        )
     finally:
         done.set()
         watcher.join()

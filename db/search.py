@@ -1,7 +1,7 @@
 """Searches: thin calls of the SQL functions that every client shares."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -109,7 +109,10 @@ def search(
             text(f"SELECT * FROM patchstore.{function}(:spec, CAST(:query AS vector){arguments})"),
             {"spec": spec.name, "query": Vector(query), **values},
         ).all()
-    return _answer(rows, options)
+    if not rows and options.max_distance is not None:
+        nearest = search(engine, spec, query, replace(options, max_distance=None))
+        return Answer([], nearest.exact)
+    return _answer(rows)
 
 
 def search_many(
@@ -137,7 +140,13 @@ def search_many(
             {"spec": spec.name, "queries": [Vector(query) for query in queries], **values},
         ):
             rows[row.query - 1].append(row)
-    return [_answer(own, options) for own in rows]
+    if options.max_distance is not None and not all(rows):
+        nearest = search_many(engine, spec, queries, replace(options, max_distance=None))
+        return [
+            _answer(own) if own else Answer([], near.exact)
+            for own, near in zip(rows, nearest, strict=True)
+        ]
+    return [_answer(own) for own in rows]
 
 
 def find_images(engine: Engine, uri: str) -> list[int]:
@@ -251,10 +260,10 @@ _TYPES = {
 }
 
 
-def _answer(rows: Sequence[Row[Any]], options: SearchOptions) -> Answer:
-    # Only a threshold leaves an approximate answer without a row to say so.
-    exact = bool(rows[0].exact) if rows else options.exact or options.max_distance is None
-    return Answer([_hit(row) for row in rows], exact)
+def _answer(rows: Sequence[Row[Any]]) -> Answer:
+    """What the rows say. Without a threshold, only a search of everything finds nothing: where
+    the index brings too little, all patches are compared."""
+    return Answer([_hit(row) for row in rows], all(row.exact for row in rows))
 
 
 def _hit(row: Row[Any]) -> Hit:

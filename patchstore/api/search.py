@@ -89,7 +89,7 @@ async def _read_form(request: Request) -> tuple[SearchForm, bytes]:
 
 def _stored_or_vector(body: SearchBody) -> Question:
     if body.vector is not None:
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity: refused
             return VectorQuestion(np.asarray(body.vector, dtype=np.float32))
     if body.patch_id is not None:
         return PatchQuestion(body.patch_id)

@@ -1,20 +1,25 @@
 """What the routes share: the store, the network, the limits."""
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
+from cachetools import TTLCache
 from fastapi import Request
 from sqlalchemy import Engine
 
+from db.errors import StoreError
 from db.specs import StoredSpec
 from patchstore.store import spec_for_search
 
 from .embedder import BatchingEmbedder
 from .metrics import Metrics
 from .settings import ServeSettings
+
+SPEC_KEPT_S = 2.0
 
 T = TypeVar("T")
 
@@ -37,6 +42,9 @@ class Service:
             timeout_s=settings.api_request_timeout_s,
             observe=self.metrics.forward,
         )
+        # A recipe never changes, but which one is the default may.
+        self._specs: TTLCache[str | None, StoredSpec] = TTLCache(1_000, ttl=SPEC_KEPT_S)
+        self._lock = threading.Lock()
         # More threads than connections would only wait for one, but decode in the meantime.
         self._threads = CapacityLimiter(2 * settings.api_connections)
 
@@ -48,12 +56,16 @@ class Service:
 
     def spec(self, name: str | None) -> StoredSpec:
         """The spec of that name; without one the default, or the only one. Raises NotFound."""
-        return spec_for_search(self.engine, name)
+        with self._lock:
+            known = self._specs.get(name)
+        if known is None:
+            known = spec_for_search(self.engine, name)
+            with self._lock:
+                self._specs[name] = known
+        return known
 
     def warm(self) -> None:
         """Loads the network of the spec that is asked for when none is named."""
-        from db.errors import StoreError
-
         try:
             spec = self.spec(None)
         except StoreError as error:

@@ -42,6 +42,7 @@ def serve(
         connections=settings.api_connections,
         statement_timeout_s=settings.api_statement_timeout_s,
         wait_s=settings.api_request_timeout_s,
+        autocommit=True,
     )
     app = create_app(engine, settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

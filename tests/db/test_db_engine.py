@@ -13,12 +13,17 @@ from db.errors import (
     NotFound,
     SchemaError,
     StoreError,
+    StoreTimeout,
     TransientStoreError,
 )
 from db.settings import StoreSettings
 
 MEANINGS = [
-    *[(state, TransientStoreError) for state in sorted(under_test.TRANSIENT_STATES)],
+    *[
+        (state, TransientStoreError)
+        for state in sorted(under_test.TRANSIENT_STATES - {under_test.TIMEOUT_STATE})
+    ],
+    (under_test.TIMEOUT_STATE, StoreTimeout),
     *[(state, TransientStoreError) for state in ("08000", "08001", "08003", "08006", "08P01")],
     *[(state, SchemaError) for state in sorted(under_test.MISSING_SCHEMA_STATES)],
     *[(state, InvalidQuestion) for state in sorted(under_test.INVALID_QUESTION_STATES)],
@@ -53,7 +58,7 @@ def test_a_lost_connection_without_a_sqlstate_is_transient(error):
 
 def test_a_programming_mistake_is_not_transient():
     assert not is_transient(psycopg.ProgrammingError("x"))
-    assert isinstance(translate(psycopg.DataError()), ConfigurationError)
+    assert isinstance(translate(psycopg.DataError()), InvalidQuestion)
 
 
 def test_a_pool_that_has_no_connection_left_is_transient():

@@ -261,16 +261,16 @@ def plan(gallery, name, approximate):
     with gallery.engine.connect() as connection:
         driver = connection.connection.driver_connection
         (statement,) = driver.execute(
-            "SELECT patchstore.candidates_sql(s, ROW(NULL, 10, '{}', false, 100, NULL, NULL, NULL,"
+            "SELECT patchstore.candidates_sql(s, ROW(NULL, 10, NULL, false, 100, NULL, NULL, NULL,"
             " NULL, NULL, NULL)::patchstore.question, %s) FROM patchstore.feature_spec s "
             "WHERE name = %s",
             (approximate, name),
         ).fetchone()
         driver.execute(
-            "PREPARE q (vector, bigint[], bigint[], text, jsonb, text, integer) AS " + statement
+            "PREPARE q (vector, bigint[], bigint[], jsonb, text, integer) AS " + statement
         )
         lines = driver.execute(
-            f"EXPLAIN EXECUTE q ('{gallery.query.tolist()}', '{{}}', NULL, NULL, NULL, NULL, 10)"
+            f"EXPLAIN EXECUTE q ('{gallery.query.tolist()}', '{{}}', NULL, NULL, NULL, 10)"
         ).fetchall()
         connection.invalidate()
         return "\n".join(line for (line,) in lines)

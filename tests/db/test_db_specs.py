@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from db.errors import ConfigurationError, InvalidQuestion, NotFound, SpecConflict
+from db.errors import InvalidQuestion, NotFound, SpecConflict
 from db.specs import (
     NewSpec,
     add_spec,
@@ -120,7 +120,7 @@ def test_a_vector_without_a_spec_is_refused(store):
 
 
 def test_a_name_with_a_nul_byte_is_refused_in_one_line(engine):
-    with pytest.raises(ConfigurationError, match="NUL"):
+    with pytest.raises(InvalidQuestion, match="NUL"):
         add_spec(engine, dataclasses.replace(NEW, name="a\x00b"))
 
 

@@ -1,0 +1,68 @@
+"""How long questions take, asked by one client or by several at once."""
+
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from multiprocessing.synchronize import Barrier
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .search_ways import Answer, Ask, Question, Way
+
+WARM_UP = 50
+STRETCH = 50  # questions that all clients ask one way before they turn to the next
+PATIENCE_S = 600.0
+
+
+def latencies(
+    ways: Mapping[str, Way], questions: Sequence[Question], clients: int
+) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds of each way, all clients together, ascending questions.
+
+    Each client is a process with connections of its own and asks all of the questions, each of them
+    each way. The ways take turns, stretch by stretch, so that what else the machine does meets all
+    of them; the clients turn at the same moment, so that no way is slowed down by another.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(clients)
+    with context.Pool(clients, _join, (barrier,)) as pool:
+        tasks = [(ways, questions, number) for number in range(clients)]
+        answers = pool.starmap(_client, tasks, chunksize=1)
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in ways}
+
+
+_barrier: Barrier
+
+
+def _join(barrier: Barrier) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _client(
+    ways: Mapping[str, Way], questions: Sequence[Question], number: int
+) -> dict[str, NDArray[np.float64]]:
+    # Clients do not ask the same thing at the same time.
+    own = [questions[i] for i in np.random.default_rng(number).permutation(len(questions))]
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    with ExitStack() as stack:
+        asks = {name: stack.enter_context(way.open()) for name, way in ways.items()}
+        for ask in asks.values():
+            timed(ask, own[:WARM_UP])
+        for start in range(0, len(own), STRETCH):
+            for name, ask in asks.items():
+                _barrier.wait(PATIENCE_S)
+                found[name] += timed(ask, own[start : start + STRETCH])[1]
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def timed(ask: Ask, questions: Sequence[Question]) -> tuple[list[Answer], list[float]]:
+    """The answer to each question, and how many milliseconds it took."""
+    answers, milliseconds = [], []
+    for question in questions:
+        begun = time.perf_counter()
+        answers.append(ask(question))
+        milliseconds.append(1000 * (time.perf_counter() - begun))
+    return answers, milliseconds
