@@ -132,17 +132,18 @@ def recall_lines(
     for kind, asked in kinds.items():
         some = asked[:exact_queries]
         truth, compare_ms = answer(Function(url, spec.name, exact=True), some, warm_up=2)
-        for ef in EF_SEARCH if kind == "held-out patches" else EF_SEARCH[1:2]:
-            ways: dict[str, Way] = {"similar_patches": Function(url, spec.name, ef_search=ef)}
-            if not asked[0].options:
-                ways["bare pgvector"] = bare(url, spec, ef)
-            for name, way in ways.items():
-                lines.append([kind, name, str(ef), *_cells(way, asked, truth, compare_ms)])
+        usual: Way = Function(url, spec.name, ef_search=None)
+        ways: list[tuple[str, str, Way]] = [("similar_patches", "usual", usual)]
+        for ef in EF_SEARCH if kind == "held-out patches" else ():
+            ways.append(("similar_patches", str(ef), Function(url, spec.name, ef_search=ef)))
+            ways.append(("bare pgvector", str(ef), bare(url, spec, ef)))
+        for name, wide, way in ways:
+            lines.append([kind, name, wide, *_cells(way, asked, truth, compare_ms)])
     asked = kinds["held-out patches"]
-    way = Function(url, spec.name, "similar_images")
+    way = Function(url, spec.name, "similar_images", ef_search=None)
     truth, compare_ms = answer(replace(way, exact=True), asked[:exact_queries], warm_up=2)
     lines.append(
-        ["held-out patches", "similar_images", "500", *_cells(way, asked, truth, compare_ms)]
+        ["held-out patches", "similar_images", "usual", *_cells(way, asked, truth, compare_ms)]
     )
     return lines
 

@@ -77,12 +77,12 @@ BEGIN
     RETURN found;
 END $$;
 
--- How widely an index of so many rows must be searched for a recall of 0.99, where patches lie in heaps
--- of near copies: measured 100 at 100,000 rows and 1,000 at 1,000,000 (docs/benchmarks.md).
+-- How widely an index of so many rows must be searched for a recall of 0.99: measured 200 at 100,000
+-- rows, and 1,000 at 1,000,000 that lie in heaps of near copies (docs/benchmarks.md).
 CREATE FUNCTION patchstore.usual_ef_search(spec_id integer) RETURNS integer
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN (SELECT least(1000, greatest(100, c.reltuples / 1000))::integer FROM pg_catalog.pg_class c
+    RETURN (SELECT least(1000, greatest(200, c.reltuples / 1000))::integer FROM pg_catalog.pg_class c
              WHERE c.oid = pg_catalog.to_regclass('patchstore.patch_feature_s' || spec_id));
 END $$;
 
