@@ -14,7 +14,7 @@ from benchmarks.service import Service, running_service
 
 from . import corrupt_uploads, run_schemathesis, send_uploads
 
-WARM_UP = 1_000  # uploads before memory counts: caches and the allocator have filled up
+WARM_UP = 2_500  # uploads before memory counts: caches and the allocator have filled up
 GROWTH = 1.05
 
 
