@@ -29,6 +29,7 @@ MODULE = "flows.local_server"
 LINGER_S = 120.0
 POLL_S = 2.0
 START_TIMEOUT_S = 120.0
+EXEC_TRIES = 25
 
 # Services for deployments, workers and automations, which a command's own server never has.
 IDLE_SERVICES = (
@@ -177,11 +178,16 @@ def _is_alive(pid: int | None) -> bool:
         return False
     with suppress(ChildProcessError):  # a server of our own that died is a zombie until asked
         os.waitpid(pid, os.WNOHANG)
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        return Path("/proc").is_dir() is False and _answers_signal(pid)
-    return MODULE.encode() in command
+    for _ in range(EXEC_TRIES):
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except FileNotFoundError:
+            return Path("/proc").is_dir() is False and _answers_signal(pid)
+        if command:
+            return MODULE.encode() in command
+        # Empty while the kernel is still putting the new program in its place; a zombie's stays so.
+        time.sleep(0.02)
+    return False
 
 
 def _answers_signal(pid: int) -> bool:
