@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def test_a_configured_api_is_used_and_none_started(
 
 WATCHER = """
 import sys, threading
+from itertools import chain, repeat
 from pathlib import Path
 from flows import local_server
 local_server.LINGER_S = local_server.POLL_S = 0.2
@@ -89,3 +91,13 @@ def test_the_server_stays_while_a_command_runs_and_leaves_after_a_killed_one(
 def test_a_number_that_another_process_has_now_is_not_our_server(idle_server: Path) -> None:
     (idle_server / "server.json").write_text(f'{{"pid": {os.getpid()}, "port": 1}}')
     assert local_server.stop(idle_server) is False
+
+
+@pytest.mark.parametrize(("left", "alive"), [(2, True), (10_000, False)])
+def test_a_server_whose_program_is_just_being_loaded_is_alive_and_a_zombie_is_not(
+    monkeypatch: pytest.MonkeyPatch, left: int, alive: bool
+) -> None:
+    lines = chain([b""] * left, repeat(local_server.MODULE.encode()))
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: next(lines))
+    monkeypatch.setattr(local_server.time, "sleep", lambda _seconds: None)
+    assert local_server._is_alive(os.getpid()) is alive
