@@ -30,3 +30,8 @@ def path_of(uri: str) -> Path:
     if uri.startswith(FILE_SCHEME):
         return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE_SCHEME))))
     return Path(uri)
+
+
+def uri_from_here(uri: str) -> str:
+    """The URI of a file that is named as from the current folder; an absolute one stays."""
+    return uri_of(absolute(path_of(uri)))

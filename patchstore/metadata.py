@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TextIO
 from sqlalchemy import Engine
 
 from db.browse import known_uris
-from extractor.uris import absolute, path_of, uri_of
+from extractor.uris import uri_from_here
 
 from .errors import PatchstoreError
 
@@ -53,12 +53,7 @@ def read_metadata(name: str) -> Rows:
 def resolve_uris(engine: Engine, rows: Rows) -> Rows:
     """The rows with URIs as the store names them: a path may be relative to the current folder."""
     known = known_uris(engine, [uri for uri, _ in rows])
-    return [(uri if uri in known else resolve_uri(uri), values) for uri, values in rows]
-
-
-def resolve_uri(uri: str) -> str:
-    """The URI of a file as it is named from the current folder."""
-    return uri_of(absolute(path_of(uri)))
+    return [(uri if uri in known else uri_from_here(uri), values) for uri, values in rows]
 
 
 def _open(name: str) -> Any:

@@ -28,7 +28,7 @@ from extractor.grid import make_grid
 from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
-from extractor.uris import absolute, path_of, uri_of
+from extractor.uris import uri_from_here
 
 from .errors import QuestionError
 from .refine import merge_overlaps, rank_by_arrangement
@@ -118,11 +118,17 @@ def embed_once(spec: StoredSpec, regions: Sequence[Pixels]) -> Vectors:
         ImageError: a region whose vector cannot be compared.
     """
     extractor = load_extractor(FeatureSpec.model_validate(spec.recipe), spec.weights_source)
-    vectors = extractor.embed_many(regions)
+    return stack_vectors(extractor.embed_many(regions))
+
+
+def stack_vectors(vectors: Sequence[Vectors | ImageError]) -> Vectors:
+    """Vectors (D,) as one array, float32 (N, D). Raises the first ImageError among them."""
+    good: list[Vectors] = []
     for vector in vectors:
         if isinstance(vector, ImageError):
             raise vector
-    return np.stack([vector for vector in vectors if not isinstance(vector, ImageError)])
+        good.append(vector)
+    return np.stack(good)
 
 
 @lru_cache(maxsize=2)
@@ -260,7 +266,7 @@ def prepare(
             stored = get_patch(engine, spec, patch_id)
         case PlaceQuestion(image, x, y):
             if isinstance(image, str) and not find_images(engine, image):
-                image = uri_of(absolute(path_of(image)))  # as it is named from this folder
+                image = uri_from_here(image)
             stored = find_patch(engine, spec, image, x, y)
     return Asked(stored.vector, (stored.image_id,), stored.box, patch_id=stored.patch_id)
 

@@ -13,7 +13,7 @@ import numpy as np
 from db.specs import StoredSpec
 from extractor.errors import ExtractorError, ImageError
 from extractor.spec import FeatureSpec
-from patchstore.query import Pixels, Vectors, load_extractor
+from patchstore.query import Pixels, Vectors, load_extractor, stack_vectors
 
 from .problems import Problem
 
@@ -87,10 +87,7 @@ class BatchingEmbedder:
         finally:
             with self._lock:
                 self._waiting -= len(regions)
-        for vector in vectors:
-            if isinstance(vector, ImageError):
-                raise vector
-        return np.stack([vector for vector in vectors if not isinstance(vector, ImageError)])
+        return stack_vectors(vectors)
 
     def warm(self, spec: StoredSpec) -> str | None:
         """Loads a spec's network and runs it once; the reason where that cannot be."""

@@ -1,12 +1,12 @@
 """`POST /v1/search`: a vector or a stored patch as JSON, a picture as a form."""
 
 import time
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from db.search import Answer, Hit, SearchOptions
@@ -27,8 +27,6 @@ from .schemas import AskedOut, HitOut, SearchAnswer, SearchBody, SearchForm
 from .service import Service, service_of
 
 router = APIRouter()
-
-Model = TypeVar("Model", bound=BaseModel)
 
 _MAX_FIELDS = 20
 BODY = {

@@ -37,12 +37,13 @@ def metadata(
     if (file is None) == (show is None):
         raise PatchstoreError("give either a FILE or --show URI")
     from db.browse import get_metadata, known_uris, set_metadata_many
-    from patchstore.metadata import read_metadata, resolve_uri, resolve_uris
+    from extractor.uris import uri_from_here
+    from patchstore.metadata import read_metadata, resolve_uris
     from patchstore.store import open_store
 
     if show is not None:
         engine = open_store()
-        uri = show if known_uris(engine, [show]) else resolve_uri(show)
+        uri = show if known_uris(engine, [show]) else uri_from_here(show)
         print_json(get_metadata(engine, uri))
         return
     assert file is not None
