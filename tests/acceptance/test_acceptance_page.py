@@ -350,6 +350,19 @@ def test_the_rectangle_is_moved_resized_typed_and_cleared(page: Page, shop: Shop
     assert rectangle(page) == ["", "", "", ""]
 
 
+def test_a_number_being_typed_outlives_the_answer_to_the_last_rectangle(
+    page: Page, shop: Shop
+) -> None:
+    choose(page, shop.folder / "0.png")
+    drag(page, (0.25, 0.3), (0.75, 0.9))
+    page.get_by_label("width").fill("96")  # and the field is not left
+    expect(page).to_have_url(re.compile("region=24,24,48,48"))
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+    assert rectangle(page) == ["24", "24", "96", "48"]
+    page.get_by_label("width").press("Tab")
+    expect(page).to_have_url(re.compile("region=0,24,96,48"))
+
+
 def test_everything_can_be_done_by_keyboard(page: Page, shop: Shop) -> None:
     choose(page, shop.folder / "0.png")
     stage = page.locator("#stage")

@@ -72,12 +72,16 @@ export function makeAsked(tell) {
       stored = null;
       picker.hide();
       numbers.hidden = false;
-      if (key !== id) {
+      const isNew = key !== id;
+      if (isNew) {
         key = id;
         await showFile(stage, file);
         if (sizes.has(id)) stage.resize(...sizes.get(id));
       }
-      showNumbers(region.show(box));
+      const before = region.box();
+      const now = region.show(box);
+      // Somebody may be typing the next number while the last rectangle's answer comes.
+      if (isNew || String(before) !== String(now)) showNumbers(now);
     },
 
     /** The size of an upload; this browser may not be able to tell. */

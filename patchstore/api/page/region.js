@@ -82,6 +82,7 @@ export function makeRegion(stage, changed) {
       stage.place(frame, null);
     },
     set: (next) => set(next, true),
+    box: () => box,
   };
 }
 
