@@ -39,10 +39,10 @@ from pgvector.psycopg import register_vector
 from torch import Tensor, nn
 
 from extractor.allocator import keep_freed_memory
+from extractor.arrays import DecodedImage
 from extractor.backbone import Backbone, resolve
 from extractor.device import DTYPES, choose_device
 from extractor.errors import ImageError
-from extractor.features import DecodedImage
 from extractor.grid import make_grid
 from extractor.images import read_image
 from extractor.precision import check_precision

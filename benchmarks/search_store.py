@@ -13,8 +13,9 @@ from db.catalog import SeenFile, finish_scan, open_source, record_files, start_s
 from db.ledger import LeaseLimits, finish_run, lease_batch, start_run
 from db.specs import StoredSpec
 from db.writer import replace_patches
+from extractor.arrays import PatchFeatures
 from extractor.backbone import resolve
-from extractor.features import FeatureExtractor, PatchFeatures
+from extractor.features import FeatureExtractor
 from extractor.precision import check_precision
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec, Recipe

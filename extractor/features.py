@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .arrays import DecodedImage, PatchFeatures
 from .backbone import Backbone
 from .device import DTYPES, FLOAT32, check_device_precision, choose_device
 from .errors import DegenerateFeatures, ImageError, SpecError
@@ -24,34 +24,6 @@ from .spec import FeatureSpec
 log = logging.getLogger(__name__)
 
 _LARGEST_HALF = 65504.0  # the store's index is of halves
-
-
-@dataclass(eq=False)
-class DecodedImage:
-    """An image and where it is cut.
-
-    Attributes:
-        pixels: RGB uint8 (H, W, 3), upright.
-        grid: of the same width and height, with the geometry of the extractor's spec.
-    """
-
-    pixels: NDArray[np.uint8]
-    grid: PatchGrid
-
-
-@dataclass(eq=False)
-class PatchFeatures:
-    """The vectors of one image, in the order of its grid.
-
-    Attributes:
-        boxes: int32 (N, 4), x, y, width, height in pixels of the upright image, inside it.
-        scales: float32 (N,), the scale each patch was seen at.
-        vectors: float32 (N, D), C-contiguous, finite.
-    """
-
-    boxes: NDArray[np.int32]
-    scales: NDArray[np.float32]
-    vectors: NDArray[np.float32]
 
 
 class FeatureExtractor:

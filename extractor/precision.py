@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import DecodedImage, PatchFeatures
 from .backbone import Backbone
 from .device import FLOAT32, candidates, choose_device, device_kind
-from .features import DecodedImage, FeatureExtractor, PatchFeatures
+from .features import FeatureExtractor
 from .spec import FeatureSpec
 
 __all__ = ["PrecisionCheck", "candidates", "check_precision", "device_kind"]

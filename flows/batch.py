@@ -15,8 +15,8 @@ from db.errors import LeaseLost
 from db.ledger import Lease, fail_image, release_image
 from db.specs import StoredSpec
 from db.writer import replace_patches
+from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.errors import ImageError
-from extractor.features import DecodedImage, PatchFeatures
 from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import FeatureSpec

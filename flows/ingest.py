@@ -10,7 +10,7 @@ from collections import Counter, deque
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -29,17 +29,20 @@ from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
 from extractor.allocator import keep_freed_memory
 from extractor.settings import ExtractorSettings
+from extractor.spec import FeatureSpec
 
 from .artifacts import publish_failures, publish_summary
 from .batch import Batch
 from .environment import let_libraries_log
 from .heartbeat import Heartbeat
-from .models import Model, feature_spec
 from .progress import Listener, Summary, listener
 from .scan import scan
 from .settings import FlowSettings
 from .sources import FolderSource
 from .tasks import compute_features, extract_patches, lease_images, upsert_features
+
+if TYPE_CHECKING:
+    from .models import Model
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 STEPS = 3
@@ -110,6 +113,8 @@ def _ingest(
     summary = _summary(counts, folder)
     if pending:
         ears.phase("loading the network")
+        from .models import Model  # torch takes seconds, and most runs find nothing to do
+
         model = Model(engine, stored, precision)
         ears.queued(pending)
         ears.phase("computing")
@@ -134,13 +139,13 @@ def _compute(
     source_id: int,
     stored: StoredSpec,
     run_id: int,
-    model: Model,
+    model: "Model",
     limits: LeaseLimits,
     window: int,
     ears: Listener,
 ) -> int:
     """Keeps a window of batches in flight: while one is computed, others are read and written."""
-    spec = feature_spec(stored)
+    spec = FeatureSpec.model_validate(stored.recipe)
     max_pixels = ExtractorSettings().max_pixels
     in_flight: deque[tuple[Batch, list[PrefectFuture[int]]]] = deque()
     patches = 0

@@ -9,6 +9,7 @@ Production has a server of its own: with `PREFECT_API_URL` set nothing here runs
 """
 
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -122,6 +123,7 @@ def serve(folder: Path, port: int) -> None:
     """Runs the server in this process until nobody has used it for a while."""
     import uvicorn
 
+    gc.set_threshold(50_000)  # by default a fifth of the start is a search for garbage
     os.nice(10)  # it keeps records; the forward pass that it records goes first
     threading.Thread(target=_leave_when_idle, args=(folder,), daemon=True).start()
     uvicorn.run(

@@ -13,9 +13,10 @@ import numpy as np
 from sqlalchemy import Engine
 
 from db.specs import StoredSpec, record_precision, recorded_precision
+from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
 from extractor.errors import ImageError
-from extractor.features import DecodedImage, FeatureExtractor, PatchFeatures
+from extractor.features import FeatureExtractor
 from extractor.precision import check_precision, device_kind
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
@@ -30,11 +31,6 @@ T = TypeVar("T")
 _load_lock = threading.Lock()
 
 
-def feature_spec(stored: StoredSpec) -> FeatureSpec:
-    """The recipe of a stored spec."""
-    return FeatureSpec.model_validate(stored.recipe)
-
-
 @lru_cache(maxsize=2)
 def _load(digest: str, recipe: str, weights_source: str) -> Backbone:
     logger.info("loading weights %s", weights_source)
@@ -43,7 +39,7 @@ def _load(digest: str, recipe: str, weights_source: str) -> Backbone:
 
 def load(stored: StoredSpec) -> Backbone:
     """The network of a spec, loaded once a process. Raises WeightsError."""
-    spec = feature_spec(stored)
+    spec = FeatureSpec.model_validate(stored.recipe)
     with _load_lock:
         return _load(spec.digest, spec.canonical_json(), stored.weights_source)
 
@@ -82,7 +78,7 @@ class Model:
         self._record = record
         self._engine = engine
         self._stored = stored
-        self._spec = feature_spec(stored)
+        self._spec = FeatureSpec.model_validate(stored.recipe)
         self._settings = ExtractorSettings()
         # One thread for all that torch does: every thread that calls it gets a team of OpenMP
         # threads, and with more of them than cores they all stop spinning at barriers.

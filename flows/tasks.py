@@ -3,7 +3,7 @@
 Arrays travel inside the `Batch`; parameters and results that Prefect sees are small.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -19,10 +19,12 @@ from extractor.spec import FeatureSpec
 from . import batch as steps
 from .batch import Batch
 from .errors import is_transient
-from .models import Model
 from .progress import Listener
 from .settings import FlowSettings
 from .sources import FolderSource
+
+if TYPE_CHECKING:
+    from .models import Model
 
 SETTINGS = FlowSettings()
 
@@ -59,7 +61,7 @@ def extract_patches(batch: Batch, source: FolderSource, spec: FeatureSpec, max_p
 
 
 @task(name="compute_features", task_run_name="compute {batch}", **RETRIES)
-def compute_features(batch: Batch, model: Model) -> int:
+def compute_features(batch: Batch, model: "Model") -> int:
     """Runs the forward pass of a batch; returns the number of vectors."""
     return steps.compute_features(batch, model.extract)
 

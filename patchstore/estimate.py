@@ -12,13 +12,13 @@ from db.reports import source_id
 from db.settings import StoreSettings
 from db.specs import StoredSpec
 from db.storage import estimate_bytes
+from extractor.arrays import DecodedImage
 from extractor.errors import ImageError
-from extractor.features import DecodedImage
 from extractor.grid import count_patches, spec_grid
 from extractor.images import read_image, read_size
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
-from flows.models import Model, feature_spec
+from flows.models import Model
 from flows.scan import CHUNK, chunks, is_unchanged
 from flows.settings import FlowSettings
 from flows.sources import FolderSource, FoundFile
@@ -62,7 +62,7 @@ class Plan:
 def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) -> Plan:
     """Looks at names, marks and headers, and measures the forward pass on a few images."""
     source = FolderSource(folder)
-    spec = feature_spec(stored)
+    spec = FeatureSpec.model_validate(stored.recipe)
     known_source = source_id(engine, source.root)
     counts = {"found": 0, "new": 0, "changed": 0, "unchanged": 0}
     due: list[FoundFile] = []
@@ -116,7 +116,7 @@ def _measure(
 ) -> float:
     """Patches a second, decoding included, over a few images spread over the source."""
     model = Model(engine, stored, precision, record=False)
-    spec = feature_spec(stored)
+    spec = FeatureSpec.model_validate(stored.recipe)
     order = np.random.default_rng(0).permutation(len(files))
     images: list[DecodedImage] = []
     patches = 0

@@ -9,8 +9,11 @@ import typer
 from patchstore.words import DEFAULT_SPEC
 
 from .console import FAILED, SOME_IMAGES_FAILED, causes, print_json, say
+from .startup import loading
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from flows.progress import Summary
 
 # The words that scripts rely on.
@@ -77,6 +80,11 @@ def ingest(
         plan = estimate(engine, stored, source, precision.value)
         print_json(plan.as_json()) if as_json else say(plan.text())
         return
+    with loading():
+        import flows.ingest
+
+        if _has_work(engine, source, stored.name):
+            import flows.models  # noqa: F401  torch: now, rather than in the middle of the run
     if server is not None:
         server.wait()
     summary, startup_s = run(source, stored.name, precision.value, begun)
@@ -90,6 +98,16 @@ def ingest(
             say(f"  the run in Prefect, for a while: {server.ui_url}/runs")
     if summary.failed or summary.unlisted:
         raise SystemExit(SOME_IMAGES_FAILED)
+
+
+def _has_work(engine: "Engine", source: str, spec: str) -> bool:
+    """Whether images are known to wait: all of a new source, or what the last run left."""
+    from db.reports import source_id, status
+    from flows.sources import FolderSource
+
+    known = source_id(engine, FolderSource(source).root)
+    standing = status(engine, source_id=known, spec=spec) if known is not None else []
+    return not standing or any(row.pending or row.leased for row in standing)
 
 
 def run(source: str, spec: str, precision: str, begun: float) -> tuple["Summary", float]:

@@ -5,6 +5,7 @@ import typer
 
 from . import database, ingest, metadata, reports, search, serve, spec
 from .console import INTERRUPTED, causes, fail, say
+from .startup import Leaving
 
 app = typer.Typer(
     name="patchstore",
@@ -32,6 +33,15 @@ app.add_typer(database.app, name="db")
 
 def main() -> None:
     """The entry point."""
+    leaving = Leaving()
+    try:
+        _run()
+    except SystemExit as exit:
+        leaving.code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        raise
+
+
+def _run() -> None:
     try:
         app()
     except KeyboardInterrupt:

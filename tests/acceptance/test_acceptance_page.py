@@ -24,8 +24,9 @@ from db.catalog import SeenFile, open_source, record_files, start_scan
 from db.engine import make_engine, parse_url
 from db.ledger import LeaseLimits, lease_batch, start_run
 from db.writer import replace_patches
+from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import load_backbone, resolve
-from extractor.features import DecodedImage, FeatureExtractor, PatchFeatures
+from extractor.features import FeatureExtractor
 from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import Recipe

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from extractor.arrays import DecodedImage
 from extractor.backbone import Backbone
-from extractor.features import DecodedImage
 from extractor.grid import spec_grid
 from extractor.spec import FeatureSpec
 

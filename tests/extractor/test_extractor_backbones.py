@@ -7,9 +7,10 @@ from skimage.util import view_as_windows
 from torch import nn
 from torchvision import models
 
+from extractor.arrays import DecodedImage
 from extractor.backbone import backbone_names, load_backbone, resolve
 from extractor.errors import SpecError, WeightsError
-from extractor.features import DecodedImage, FeatureExtractor
+from extractor.features import FeatureExtractor
 from extractor.grid import make_grid
 from extractor.spec import Recipe
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from extractor.arrays import PatchFeatures
 from extractor.backbone import Backbone, resolve
 from extractor.errors import DegenerateFeatures, DeviceError, ImageError, SpecError
-from extractor.features import FeatureExtractor, PatchFeatures, reflect
+from extractor.features import FeatureExtractor, reflect
 from extractor.spec import Recipe
 
 

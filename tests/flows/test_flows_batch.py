@@ -10,8 +10,8 @@ import pytest
 
 from db.errors import LeaseLost, TransientStoreError
 from db.ledger import Lease
+from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.errors import DegenerateFeatures, ImageError
-from extractor.features import DecodedImage, PatchFeatures
 from flows import batch as steps
 from flows.batch import Batch
 from flows.errors import TransientReadError

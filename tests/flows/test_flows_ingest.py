@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -349,3 +351,8 @@ def test_images_of_many_modes_are_all_stored(ingest: Any, folder: Path) -> None:
         ).save(folder / name)
     state, summary = ingest()
     assert (state.name, summary.done) == ("Completed", 6)
+
+
+def test_a_run_is_planned_without_torch_which_only_a_batch_needs() -> None:
+    command = "import flows.ingest, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
