@@ -1,14 +1,18 @@
 """Connections: one engine a process, and the one place where driver errors get a meaning."""
 
 import logging
+import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import psycopg
 from pgvector.psycopg import register_vector
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
+from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from .errors import (
     ConfigurationError,
@@ -33,6 +37,7 @@ TRANSIENT_STATES = frozenset(
     }
 )
 CONNECTION_CLASS = "08"
+LONG_IDLE_S = 30.0
 # Raised by our functions; a number too large for its type, as a k of ten digits; text that is not
 # of the type, or that no text of Postgres can hold; JSON that is nested too deeply.
 INVALID_QUESTION_STATES = frozenset({"22023", "22003", "22P02", "22P05", "22021", "54001"})
@@ -86,7 +91,6 @@ def make_engine(
         options["options"] = f"{given if isinstance(given, str) else ' '.join(given)} {timeout}"
     engine = create_engine(
         url,
-        pool_pre_ping=True,
         hide_parameters=True,
         pool_size=min(8, connections),
         max_overflow=max(0, connections - 8),
@@ -94,9 +98,37 @@ def make_engine(
         connect_args=options,
         **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
     )
+    event.listen(engine, "checkin", _note_return)
+    event.listen(engine, "checkout", partial(_check_alive, engine.dialect))
     if vectors:
         event.listen(engine, "connect", _register_vector)
     return engine
+
+
+def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info["returned"] = time.monotonic()
+
+
+def _check_alive(
+    dialect: Dialect,
+    connection: "psycopg.Connection[object]",
+    record: ConnectionPoolEntry,
+    _proxy: object,
+) -> None:
+    """Finds connections that the server has closed, so that the pool replaces them all.
+
+    SQLAlchemy's own check is a round trip before every statement. But an idle connection has
+    nothing to say, so one that can be read from was closed; only one that was idle for long may be
+    lost without a word, by a firewall for instance.
+    """
+    idle_s = time.monotonic() - record.info.get("returned", time.monotonic())
+    poll = select.poll()
+    try:
+        poll.register(connection.fileno(), select.POLLIN)
+        if poll.poll(0) or (idle_s > LONG_IDLE_S and not dialect.do_ping(connection)):  # type: ignore[arg-type]
+            raise InvalidatePoolError()
+    except psycopg.Error:
+        raise InvalidatePoolError() from None
 
 
 def _register_vector(connection: "psycopg.Connection[object]", _record: object) -> None:

@@ -70,7 +70,7 @@ class Gate:
         self._tokens = tokens
         self._scope = scope
 
-    def __call__(
+    async def __call__(
         self,
         request: Request,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],

@@ -75,7 +75,7 @@ class Service:
         self.network = "warm" if reason is None else f"unavailable: {reason}"
 
 
-def service_of(request: Request) -> Service:
-    """The service that a request came to; a FastAPI dependency."""
+async def service_of(request: Request) -> Service:
+    """The service that a request came to; a FastAPI dependency. Async: no thread."""
     service: Service = request.app.state.service
     return service
