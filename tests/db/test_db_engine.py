@@ -83,6 +83,18 @@ def test_a_connection_terminated_in_the_pool_is_replaced_unseen(engine, admin):
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
 
 
+def test_a_connection_lost_without_a_word_is_found_after_a_long_idle_time(engine, monkeypatch):
+    def backend():
+        with engine.connect() as connection:
+            return connection.scalar(text("SELECT pg_backend_pid()"))
+
+    first = backend()
+    assert backend() == first
+    monkeypatch.setattr(under_test, "LONG_IDLE_S", 0.0)
+    monkeypatch.setattr(engine.dialect, "do_ping", lambda _connection: False)
+    assert backend() != first
+
+
 @pytest.mark.parametrize("target", ["/postgres?host={folder}", "@127.0.0.1:1/postgres"])
 def test_a_server_that_is_not_there_is_transient_and_keeps_the_password(tmp_path, target):
     credentials = "//" if target.startswith("/") else "//somebody:s3cret"
