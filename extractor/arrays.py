@@ -24,6 +24,30 @@ class DecodedImage:
 
 
 @dataclass(eq=False)
+class Region:
+    """A part of a picture that is asked about.
+
+    Attributes:
+        picture: RGB uint8 (H, W, 3), upright.
+        box: x, y, width, height, inside the picture.
+    """
+
+    picture: NDArray[np.uint8]
+    box: tuple[int, int, int, int]
+
+    @classmethod
+    def whole(cls, picture: NDArray[np.uint8]) -> Region:
+        """All of a picture."""
+        return cls(picture, (0, 0, picture.shape[1], picture.shape[0]))
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The region's own pixels."""
+        x, y, width, height = self.box
+        return self.picture[y : y + height, x : x + width]
+
+
+@dataclass(eq=False)
 class PatchFeatures:
     """The vectors of one image, in the order of its grid.
 

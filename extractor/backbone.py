@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -14,10 +15,11 @@ from torchvision.models._api import WeightsEnum, get_model, list_models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from .errors import SpecError, WeightsError
+from .field import Field, measure_field
 from .grid import EdgePolicy, check_geometry
-from .network import CutNetwork, fold_norms
-from .pooling import check_poolable, finite, pool
-from .spec import PENULTIMATE, FeatureSpec, Metric, Pooling, Recipe
+from .network import CutNetwork, DenseNetwork, fold_norms, split_at_pooling
+from .pooling import check_poolable, finite
+from .spec import PENULTIMATE, FeatureSpec, Metric, Mode, Pooling, Recipe
 from .weights import (
     WeightsSource,
     checkpoint_folder,
@@ -46,11 +48,13 @@ class Backbone:
             float32 and channels_last.
         dim: length of a vector.
         weights_sha256: of the tensors in use, see `extractor.weights.tensor_digest`.
+        smallest: side of what the network can be given at least, in pixels.
     """
 
     network: nn.Module
     dim: int
     weights_sha256: str
+    smallest: int = 1
     _folded: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     def folded(self, side: int) -> nn.Module:
@@ -58,6 +62,12 @@ class Backbone:
         if side not in self._folded:
             self._folded[side] = fold_norms(self.network, side)
         return self._folded[side]
+
+    @cached_property
+    def field(self) -> Field:
+        """The receptive field of a dense network's cells. Raises SpecError where it has none."""
+        assert isinstance(self.network, DenseNetwork)
+        return measure_field(self.network.features, self.smallest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +96,12 @@ def resolve(recipe: Recipe) -> ResolvedSpec:
     source = find_weights(recipe.backbone, recipe.weights)
     entry = source.entry or default_entry(recipe.backbone)
     input_size = _input_size(recipe, entry)
-    network = _load(recipe.backbone, source, recipe.layer, pooling)
-    backbone = Backbone(
-        network,
-        dim=_dry_run(network, recipe, input_size or recipe.patch_size),
-        weights_sha256=tensor_digest(network.trunk),
-    )
+    network, digest = _load(recipe.backbone, source, recipe.layer, pooling, recipe.mode)
+    side = input_size or recipe.patch_size
+    dim = _dry_run(network, recipe, side)
+    backbone = Backbone(network, dim, digest, _smallest(recipe.backbone))
+    if recipe.mode == "dense":
+        _ = backbone.field  # refuses what cannot be dense
     preprocessing = entry.transforms()
     spec = FeatureSpec(
         backbone=recipe.backbone,
@@ -107,6 +117,7 @@ def resolve(recipe: Recipe) -> ResolvedSpec:
         mean=tuple(preprocessing.mean),
         std=tuple(preprocessing.std),
         metric=cast(Metric, recipe.metric),
+        mode=cast(Mode, recipe.mode),
         dim=backbone.dim,
     )
     return ResolvedSpec(spec, source.source, backbone)
@@ -122,15 +133,14 @@ def load_backbone(spec: FeatureSpec, weights_source: str) -> Backbone:
         WeightsError: when the weights cannot be had, or hash to something else.
     """
     source = find_weights(spec.backbone, _weights_place(spec, weights_source))
-    network = _load(spec.backbone, source, spec.layer, spec.pooling)
-    found = tensor_digest(network.trunk)
+    network, found = _load(spec.backbone, source, spec.layer, spec.pooling, spec.mode)
     if found != spec.weights_sha256:
         raise WeightsError(
             f"weights {source.source} of {spec.backbone} hash to {found[:12]}, the spec's to "
             f"{spec.weights_sha256[:12]}: other tensors under the same name; put the first ones "
             "back, or add a spec of another name for these"
         )
-    return Backbone(network, spec.dim, found)
+    return Backbone(network, spec.dim, found, _smallest(spec.backbone))
 
 
 def backbone_names() -> list[str]:
@@ -163,7 +173,22 @@ def _check(recipe: Recipe) -> str:
         raise SpecError(f"input_size is {recipe.input_size}; give at least 1 pixel")
     if recipe.metric not in get_args(Metric):
         raise SpecError(f"metric is {recipe.metric!r}; give one of {', '.join(get_args(Metric))}")
-    return _pooling(recipe)
+    if recipe.mode not in get_args(Mode):
+        raise SpecError(f"mode is {recipe.mode!r}; give one of {', '.join(get_args(Mode))}")
+    pooling = _pooling(recipe)
+    if recipe.mode == "dense":
+        _check_dense(recipe, pooling)
+    return pooling
+
+
+def _check_dense(recipe: Recipe, pooling: str) -> None:
+    if recipe.scales != (1.0,) or recipe.input_size is not None:
+        raise SpecError(
+            "the mode dense sees images as they are; leave scales and input_size out, or use the "
+            "mode exact"
+        )
+    if pooling not in ("native", "avg", "gem"):
+        raise SpecError(f"the mode dense averages, it cannot pool by {pooling!r}; give avg or gem")
 
 
 def _pooling(recipe: Recipe) -> str:
@@ -186,7 +211,7 @@ def _pooling(recipe: Recipe) -> str:
 def _input_size(recipe: Recipe, entry: WeightsEnum) -> int | None:
     if recipe.input_size is None and recipe.backbone.startswith(_FIXED_INPUT):
         return int(entry.transforms().crop_size[0])
-    smallest = max(entry.meta["min_size"])
+    smallest = _smallest(recipe.backbone)
     if recipe.input_size is None and recipe.patch_size < smallest:
         raise SpecError(
             f"patch_size {recipe.patch_size} is below what {recipe.backbone} needs, {smallest} "
@@ -195,15 +220,29 @@ def _input_size(recipe: Recipe, entry: WeightsEnum) -> int | None:
     return recipe.input_size
 
 
-def _load(name: str, source: WeightsSource, layer: str, pooling: str) -> CutNetwork:
+def _smallest(backbone: str) -> int:
+    return int(max(default_entry(backbone).meta["min_size"]))
+
+
+def _load(
+    name: str, source: WeightsSource, layer: str, pooling: str, mode: str
+) -> tuple[CutNetwork, str]:
+    """A cut network, and the digest of its tensors."""
     tensors = read_tensors(source, name)
     full = _build(name, source)
     full_names = set(full.state_dict())
     trunk = _cut_classifier(full) if layer == PENULTIMATE else _cut_layer(full, name, layer)
     if tensors is not None:
         load_tensors(trunk, tensors, full_names, source.label)
-    network = CutNetwork(trunk, pooling).eval().requires_grad_(False)
-    return network.to(memory_format=torch.channels_last)
+    digest = tensor_digest(trunk)
+    if mode == "exact":
+        network = CutNetwork(trunk, pooling)
+    elif layer == PENULTIMATE:
+        network = DenseNetwork(*split_at_pooling(trunk))
+    else:
+        network = DenseNetwork(trunk, nn.Identity(), pooling)
+    network = network.eval().requires_grad_(False)
+    return network.to(memory_format=torch.channels_last), digest
 
 
 def _build(name: str, source: WeightsSource) -> nn.Module:
@@ -256,7 +295,12 @@ def _dry_run(network: CutNetwork, recipe: Recipe, side: int) -> int:
             f"{' '.join(str(error).split())[:160]}; give another patch_size or input_size"
         ) from error
     check_poolable(features, network.pooling, recipe.layer, batch=2)
-    vectors = pool(features, network.pooling)
+    if isinstance(network, DenseNetwork) and features.ndim != 4:
+        raise SpecError(
+            f"layer {recipe.layer!r} gives {tuple(features.shape[1:])}, no feature map that the "
+            "mode dense could pool; name an earlier layer"
+        )
+    vectors = network.pooled(features)
     if not finite(vectors):
         raise SpecError(
             f"{recipe.backbone} with the weights {recipe.weights} gives NaN at the layer "

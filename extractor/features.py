@@ -7,6 +7,8 @@ import logging
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,11 +16,13 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .arrays import DecodedImage, PatchFeatures
+from .arrays import DecodedImage, PatchFeatures, Region
 from .backbone import Backbone
+from .dense import DensePass, Pixels
 from .device import DTYPES, FLOAT32, check_device_precision, choose_device
 from .errors import DegenerateFeatures, ImageError, SpecError
 from .grid import PatchGrid
+from .network import CutNetwork, DenseNetwork
 from .spec import FeatureSpec
 
 log = logging.getLogger(__name__)
@@ -35,7 +39,8 @@ class FeatureExtractor:
         spec: whose vectors these are.
         device: that computes.
         precision: ``float32``, ``bf16`` or ``fp16``.
-        batch_size: patches a forward pass; halved for good when the device's memory runs out.
+        batch_size: patches a forward pass; halved for good when the device's memory runs out, and
+            so are the tiles of a dense spec.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class FeatureExtractor:
         device: str = "auto",
         precision: str = FLOAT32,
         batch_size: int = 32,
+        dense_tile: int = 2048,
     ) -> None:
         """Bring a network to its device; the backbone itself is left as it is.
 
@@ -63,7 +69,7 @@ class FeatureExtractor:
         shared = self.device.type == "cpu" and precision == FLOAT32
         folded = backbone.folded(spec.side)
         network = folded if shared else copy.deepcopy(folded)
-        self._network = network.to(self.device)
+        self._network = cast(CutNetwork, network.to(self.device))
         if precision != FLOAT32:
             _cast_once(self._network, DTYPES[precision])
         # (x / 255 - mean) / std as one product and one sum, for the values of a row of pixels.
@@ -72,6 +78,7 @@ class FeatureExtractor:
         self._offset = torch.from_numpy(-mean / std).float().to(self.device)
         self._buffer: Tensor | None = None
         self._turn = threading.Lock()
+        self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """Compute the vectors of several images, their patches packed into full batches.
@@ -92,19 +99,20 @@ class FeatureExtractor:
         vectors = self._vectors(
             [image.pixels for image in images],
             np.repeat(np.arange(len(images)), counts),
-            np.concatenate([image.grid.windows for image in images]),
+            np.concatenate([self._cuts(image.grid) for image in images]),
         )
         rows = np.split(vectors, np.cumsum(counts)[:-1])
         return [self._result(image, own) for image, own in zip(images, rows, strict=True)]
 
-    def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _cuts(self, grid: PatchGrid) -> NDArray[np.int32]:
+        """Windows, which may reach beyond the image, or the boxes inside it that are pooled."""
+        return grid.windows if self._dense is None else grid.boxes
+
+    def embed(self, region: Region) -> NDArray[np.float32]:
         """Compute the vector of one region, as if it were a patch.
 
-        A region of another size than the patch is resized to the network's input, whatever its
-        proportions.
-
-        Args:
-            pixels: RGB uint8 (H, W, 3).
+        Exact: a region of another size than the patch is resized to the network's input, whatever
+        its proportions. Dense: it is pooled from its picture as it is.
 
         Returns:
             float32 (D,), normalised as the spec's vectors are.
@@ -113,14 +121,12 @@ class FeatureExtractor:
             DegenerateFeatures: when the vector cannot be compared.
             ImageError: when these are not such pixels.
         """
-        (vector,) = self.embed_many([pixels])
+        (vector,) = self.embed_many([region])
         if isinstance(vector, ImageError):
             raise vector
         return vector
 
-    def embed_many(
-        self, regions: Sequence[NDArray[np.uint8]]
-    ) -> list[NDArray[np.float32] | ImageError]:
+    def embed_many(self, regions: Sequence[Region]) -> list[NDArray[np.float32] | ImageError]:
         """Compute the vectors of several regions in shared batches, each as `embed` does.
 
         Returns:
@@ -129,12 +135,19 @@ class FeatureExtractor:
         Raises:
             ImageError: when one of them is not RGB uint8 (H, W, 3).
         """
+        if not regions:
+            return []
         for region in regions:
-            _check_pixels(region)
-        windows = np.array(
-            [(0, 0, region.shape[1], region.shape[0]) for region in regions], dtype=np.int32
-        ).reshape(-1, 4)
-        raw = self._vectors(regions, np.arange(len(regions)), windows)
+            _check_pixels(region.picture)
+        boxes = np.array([region.box for region in regions], dtype=np.int32).reshape(-1, 4)
+        if self._dense is None:  # a patch by itself needs nothing of its picture but its own pixels
+            boxes[:, :2] = 0
+            raw = self._vectors([region.pixels for region in regions], np.arange(len(boxes)), boxes)
+        else:
+            pictures = {id(region.picture): region.picture for region in regions}
+            at = {key: i for i, key in enumerate(pictures)}
+            owner = np.array([at[id(region.picture)] for region in regions], dtype=np.int64)
+            raw = self._vectors(list(pictures.values()), owner, boxes)
         return [self._vector(row) for row in raw]
 
     def _vector(self, raw: NDArray[np.float32]) -> NDArray[np.float32] | ImageError:
@@ -160,6 +173,8 @@ class FeatureExtractor:
         windows: NDArray[np.int32],
     ) -> NDArray[np.float32]:
         """Run windows (N, 4), each of the image `owner` (N,), to raw vectors (N, D)."""
+        if self._dense is not None:
+            return self._dense_vectors(self._dense, images, owner, windows)
         vectors = np.empty((len(windows), self.spec.dim), dtype=np.float32)
         held: dict[int, Tensor] = {}  # each image is moved to the device once
         start = 0
@@ -179,6 +194,40 @@ class FeatureExtractor:
                 else:
                     start = batch.stop
         return vectors
+
+    @torch.inference_mode()
+    def _dense_vectors(
+        self,
+        dense: DensePass,
+        images: Sequence[NDArray[np.uint8]],
+        owner: NDArray[np.int64],
+        windows: NDArray[np.int32],
+    ) -> NDArray[np.float32]:
+        assert isinstance(self._network, DenseNetwork)
+        while True:
+            with self._turn, self._arithmetic():
+                try:
+                    pooled = dense.pooled([self._on_device(p) for p in images], owner, windows)
+                    vectors: NDArray[np.float32] = self._network.vectors(pooled).cpu().numpy()
+                except torch.OutOfMemoryError:
+                    if dense.tile // 2 < dense.smallest_tile:
+                        raise
+                    dense.tile //= 2
+                    log.warning("%s is out of memory, tiles are now of %d", self.device, dense.tile)
+                else:
+                    return vectors
+
+    def _maps(self, images: Sequence[Tensor], rectangles: Sequence[Pixels]) -> Tensor:
+        """The feature maps of rectangles of one size, one of each image, (N, C, h, w)."""
+        regions = [
+            _region(image, (at.x, at.y, at.width, at.height))
+            for image, at in zip(images, rectangles, strict=True)
+        ]
+        batch = torch.stack(regions).float()
+        rows = batch.view(*batch.shape[:2], -1)
+        factor, offset = (row[:3].repeat(batch.shape[2]) for row in (self._factor, self._offset))
+        torch.addcmul(offset, rows, factor, out=rows)
+        return self._network.features(batch.permute(0, 3, 1, 2))
 
     def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
         # torch warns of arrays it may not write to.
@@ -208,6 +257,27 @@ class FeatureExtractor:
         with self._arithmetic():
             vectors: Tensor = self._network(batch)
         return vectors.float()
+
+    def _dense_pass(self, backbone: Backbone, tile: int) -> DensePass:
+        shapes = copy.deepcopy(backbone.network).to("meta")
+        side = self.spec.side
+
+        @lru_cache(maxsize=1024)
+        def count(length: int) -> int:
+            probe = torch.empty(1, 3, side, length, device="meta")
+            return int(cast(DenseNetwork, shapes).features(probe).shape[3])
+
+        pixels = self.batch_size * side * side
+        return DensePass(
+            self.spec.pooling,
+            backbone.field,
+            backbone.smallest,
+            self._maps,
+            count,
+            tile,
+            pixels,
+            self.device,
+        )
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         if self.precision != FLOAT32:

@@ -7,9 +7,11 @@ import logging
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from .errors import SpecError
 from .pooling import pool
 
 log = logging.getLogger(__name__)
@@ -27,12 +29,93 @@ class CutNetwork(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Run normalised patches (N, 3, S, S) to vectors float32 (N, D)."""
-        return pool(self.features(patches), self.pooling)
+        return self.pooled(self.features(patches))
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Run what is pooled to vectors float32 (N, D)."""
+        return pool(features, self.pooling)
 
     def features(self, patches: Tensor) -> Tensor:
         """Run normalised patches to what is pooled."""
         output = self.trunk(patches)
         return cast(Tensor, output["features"] if isinstance(output, dict) else output)
+
+
+class DenseNetwork(CutNetwork):
+    """A network up to its last feature map, how a box of that becomes one vector, and the rest.
+
+    Attributes:
+        head: what follows the pooling, (N, C, 1, 1) to (N, D) or more sides of 1.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Module, pooling: str = "avg") -> None:
+        super().__init__(trunk, pooling)
+        self.head = head
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Run feature maps to vectors float32 (N, D), each pooled as one box."""
+        return self.vectors(pool(features, self.pooling))
+
+    def vectors(self, pooled: Tensor) -> Tensor:
+        """Run pooled features (N, C) to vectors float32 (N, D)."""
+        vectors: Tensor = self.head(pooled[:, :, None, None])
+        return vectors.flatten(1).float()
+
+
+def split_at_pooling(trunk: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Split a network at its global average pooling: up to the feature map, and from there on.
+
+    Raises:
+        SpecError: it cannot be traced, or does not end in such a pooling.
+    """
+    try:
+        graph = fx.symbolic_trace(trunk).graph
+        pooling = [node for node in graph.nodes if _pools_globally(node, trunk)]
+        if not pooling:
+            raise SpecError(
+                "the network does not end in a global average pooling, which the mode dense needs; "
+                "name a layer with a feature map, such as `--layer features`"
+            )
+        feature_map = pooling[-1].all_input_nodes[0]
+        return _before(trunk, graph, feature_map), _after(trunk, graph, feature_map)
+    except SpecError:
+        raise
+    except Exception as error:  # tracing runs a network's own Python: anything may come out
+        raise SpecError(
+            f"the mode dense cannot trace this network: {' '.join(str(error).split())[:160]}"
+        ) from error
+
+
+def _pools_globally(node: fx.Node, trunk: nn.Module) -> bool:
+    arguments = (*node.args, *node.kwargs.values())
+    if node.op == "call_module":
+        module = trunk.get_submodule(str(node.target))
+        return isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
+    if node.target is F.adaptive_avg_pool2d:
+        return 1 in arguments or (1, 1) in arguments
+    if node.target in ("mean", torch.mean):
+        return any(axes in arguments for axes in ([2, 3], (2, 3), [-2, -1], (-2, -1)))
+    return False
+
+
+def _before(trunk: nn.Module, graph: fx.Graph, last: fx.Node) -> nn.Module:
+    body = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = body.node_copy(node, copies.__getitem__)
+        if node is last:
+            break
+    body.output(copies[last])
+    return fx.GraphModule(trunk, body)
+
+
+def _after(trunk: nn.Module, graph: fx.Graph, first: fx.Node) -> nn.Module:
+    head = fx.Graph()
+    copies = {first: head.placeholder("features")}
+    nodes = list(graph.nodes)
+    for node in nodes[nodes.index(first) + 1 :]:
+        copies[node] = head.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(trunk, head)
 
 
 def fold_norms(network: nn.Module, side: int) -> nn.Module:
@@ -56,9 +139,10 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
     noise = noise.contiguous(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
+            folded = copy.deepcopy(network)
             # A traced network's copy begins in training mode, which `fuse` would refuse.
-            trunk = fuse(copy.deepcopy(network.trunk).eval(), inplace=True)
-            folded = CutNetwork(trunk, network.pooling).eval().requires_grad_(False)
+            folded.trunk = fuse(folded.trunk.eval(), inplace=True)
+            folded = folded.eval().requires_grad_(False)
             folded = folded.to(memory_format=torch.channels_last)
             expected, found = network(noise), folded(noise)
     except Exception as error:  # tracing runs a network's own Python: anything may come out

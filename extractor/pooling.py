@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .errors import SpecError
 
-_GEM_POWER = 3.0
-_GEM_EPS = 1e-6
+GEM_POWER = 3.0
+GEM_EPS = 1e-6
 
 
 def pool(features: Tensor, pooling: str) -> Tensor:
@@ -32,8 +32,8 @@ def pool(features: Tensor, pooling: str) -> Tensor:
     if pooling == "max":
         return features.amax(over)
     if pooling == "gem":
-        raised = features.clamp(min=_GEM_EPS).pow(_GEM_POWER)
-        return raised.mean(over).pow(1 / _GEM_POWER)
+        raised = features.clamp(min=GEM_EPS).pow(GEM_POWER)
+        return raised.mean(over).pow(1 / GEM_POWER)
     return features.mean(over)
 
 

@@ -13,6 +13,7 @@ from .grid import EdgePolicy
 
 Pooling = Literal["native", "avg", "max", "gem", "flatten"]
 Metric = Literal["cosine", "l2", "ip"]
+Mode = Literal["exact", "dense"]
 PENULTIMATE = "penultimate"
 
 
@@ -32,7 +33,8 @@ class FeatureSpec(BaseModel):
         edge: what happens at the right and bottom edges, see `extractor.grid`.
         scales: at which the image is seen.
         input_size: side that a window is resized to before the network; None: `patch_size`.
-        mode: ``exact``, every patch by itself.
+        mode: ``exact``, every patch by itself; ``dense``, pooled from one pass over the image, see
+            `extractor.dense`.
         foreground: filter of patches; none yet.
         mean: of the normalisation, for values in 0..1.
         std: of the normalisation, for values in 0..1.
@@ -53,7 +55,7 @@ class FeatureSpec(BaseModel):
     edge: EdgePolicy = "cover"
     scales: tuple[float, ...] = (1.0,)
     input_size: int | None = Field(default=None, ge=1)
-    mode: Literal["exact"] = "exact"
+    mode: Mode = "exact"
     foreground: Literal["none"] = "none"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -100,6 +102,7 @@ class Recipe:
         scales: at which the image is seen.
         input_size: side that a patch is resized to; None: as the network needs it.
         metric: ``cosine``, ``l2`` or ``ip``.
+        mode: ``exact`` or ``dense``.
     """
 
     backbone: str = "resnet18"
@@ -112,3 +115,4 @@ class Recipe:
     scales: tuple[float, ...] = (1.0,)
     input_size: int | None = None
     metric: str = "cosine"
+    mode: str = "exact"

@@ -33,5 +33,8 @@ def path_of(uri: str) -> Path:
 
 
 def uri_from_here(uri: str) -> str:
-    """The URI of a file that is named as from the current folder; an absolute one stays."""
+    """The URI of a file that is named as from the current folder; an absolute one stays, and so
+    does that of another scheme."""
+    if "://" in uri and not uri.startswith(FILE_SCHEME):
+        return uri
     return uri_of(absolute(path_of(uri)))

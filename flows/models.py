@@ -113,6 +113,7 @@ class Model:
             device=self._settings.device,
             precision=precision,
             batch_size=self._settings.batch_size,
+            dense_tile=self._settings.dense_tile,
         )
 
     def _choose_precision(self, images: Sequence[DecodedImage]) -> str:

@@ -1,5 +1,5 @@
 """`python -m patchstore` is the `patchstore` command."""
 
-from patchstore.cli import main
+from patchstore.cli import start
 
-main()
+start()

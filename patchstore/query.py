@@ -16,13 +16,13 @@ from db.search import (
     Box,
     SearchOptions,
     find_content,
-    find_images,
     find_patch,
     get_patch,
     search_many,
 )
 from db.search import search as search_store
 from db.specs import StoredSpec
+from extractor.arrays import Region
 from extractor.errors import EmptyImageFile, ImageError, ImageTooLarge
 from extractor.grid import make_grid
 from extractor.images import read_image
@@ -44,8 +44,8 @@ HITS_A_PART = 50
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
-# The vectors, float32 (N, D), of N regions, each RGB uint8 (H, W, 3), under a spec.
-Embed = Callable[[StoredSpec, Sequence[Pixels]], Vectors]
+# The vectors, float32 (N, D), of N regions, under a spec.
+Embed = Callable[[StoredSpec, Sequence[Region]], Vectors]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Asked:
     patch_id: int | None = None
 
 
-def embed_once(spec: StoredSpec, regions: Sequence[Pixels]) -> Vectors:
+def embed_once(spec: StoredSpec, regions: Sequence[Region]) -> Vectors:
     """Vectors of regions by a network of this process's own, loaded at the first question.
 
     Raises:
@@ -146,12 +146,14 @@ def load_extractor(
     from extractor.backbone import load_backbone  # torch takes seconds: a vector needs none
     from extractor.features import FeatureExtractor
 
+    settings = ExtractorSettings()
     return FeatureExtractor(
         recipe,
         load_backbone(recipe, weights_source),
-        device=ExtractorSettings().device,
+        device=settings.device,
         precision="float32",
         batch_size=batch_size,
+        dense_tile=settings.dense_tile,
     )
 
 
@@ -233,18 +235,20 @@ def _by_arrangement(
     engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptions, embed: Embed
 ) -> Answer:
     assert asked.picture is not None and asked.box is not None
-    region = cut(asked.picture, asked.box)
+    left, top, width, height = asked.box
     recipe = FeatureSpec.model_validate(spec.recipe)
     grid = make_grid(
-        region.shape[1],
-        region.shape[0],
+        width,
+        height,
         patch_size=recipe.patch_size,
         stride=min(recipe.stride, recipe.patch_size),
         edge="cover",
     )
     chosen = np.unique(np.linspace(0, len(grid) - 1, min(len(grid), PARTS)).astype(int))
     parts: list[Box] = [(x, y, w, h) for x, y, w, h in grid.boxes[chosen].tolist()]
-    vectors = embed(spec, [cut(region, part) for part in parts])
+    vectors = embed(
+        spec, [Region(asked.picture, (left + x, top + y, w, h)) for x, y, w, h in parts]
+    )
     per_part = replace(options, by="patch", k=max(HITS_A_PART, min(options.k, MAX_K)))
     answers = search_many(engine, spec, vectors, per_part)
     hits = rank_by_arrangement(
@@ -265,8 +269,6 @@ def prepare(
         case PatchQuestion(patch_id):
             stored = get_patch(engine, spec, patch_id)
         case PlaceQuestion(image, x, y):
-            if isinstance(image, str) and not find_images(engine, image):
-                image = uri_from_here(image)
             stored = find_patch(engine, spec, image, x, y)
     return Asked(stored.vector, (stored.image_id,), stored.box, patch_id=stored.patch_id)
 
@@ -283,7 +285,7 @@ def parse_region(text: str) -> Box:
 
 
 def parse_place(text: str) -> PlaceQuestion:
-    """`URI@x,y` of a stored patch. Raises QuestionError."""
+    """`URI@x,y` of a stored patch, a path as from the current folder. Raises QuestionError."""
     uri, separator, point = text.rpartition("@")
     try:
         x, y = (int(part) for part in point.split(","))
@@ -291,7 +293,7 @@ def parse_place(text: str) -> PlaceQuestion:
         separator = ""
     if not separator:
         raise QuestionError(f"patch {text!r} is not URI@x,y, such as photos/shelf.jpg@0,112")
-    return PlaceQuestion(uri, x, y)
+    return PlaceQuestion(uri_from_here(uri), x, y)
 
 
 def read_file(path: Path) -> bytes:
@@ -325,12 +327,6 @@ def read_picture(question: ImageQuestion) -> Pixels:
         raise QuestionError(f"{question.name}: {error}", rule) from error
 
 
-def cut(picture: Pixels, box: Box) -> Pixels:
-    """The pixels of a box."""
-    x, y, width, height = box
-    return picture[y : y + height, x : x + width]
-
-
 def check_region(question: ImageQuestion, picture: Pixels) -> Box:
     """The box that a question is about. Raises QuestionError where it asks for less or more."""
     height, width = picture.shape[:2]
@@ -354,7 +350,7 @@ def _from_image(engine: Engine, spec: StoredSpec, question: ImageQuestion, embed
     picture = read_picture(question)
     box = check_region(question, picture)
     try:
-        vector = embed(spec, [cut(picture, box)])[0]
+        vector = embed(spec, [Region(picture, box)])[0]
     except ImageError as error:
         raise QuestionError(f"{question.name}: {error}", "image_degenerate") from error
     images = find_content(engine, hashlib.sha256(question.content).digest())

@@ -11,11 +11,12 @@ from sqlalchemy import Engine
 
 from db.browse import get_image
 from db.search import Box, Hit
+from extractor.arrays import Region
 from extractor.errors import ImageError
 from extractor.images import read_image
 from extractor.uris import path_of
 
-from .query import Asked, Pixels, cut
+from .query import Asked, Pixels
 
 SIDE = 360  # pixels of a picture on the page
 CROP = 224
@@ -112,7 +113,7 @@ def _marked(pixels: Pixels | None, box: Box) -> str | None:
 def _crop(pixels: Pixels | None, box: Box) -> str | None:
     if pixels is None:
         return None
-    image = Image.fromarray(cut(pixels, box))
+    image = Image.fromarray(Region(pixels, box).pixels)
     image.thumbnail((CROP, CROP))
     return _data_uri(image)
 

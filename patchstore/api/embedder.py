@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from db.specs import StoredSpec
+from extractor.arrays import Region
 from extractor.errors import ExtractorError, ImageError
 from extractor.spec import FeatureSpec
-from patchstore.query import Pixels, Vectors, load_extractor, stack_vectors
+from patchstore.query import Vectors, load_extractor, stack_vectors
 
 from .problems import Problem
 
@@ -25,7 +26,7 @@ Observe = Callable[[int, float], None]  # patches of a forward pass, its seconds
 @dataclass(frozen=True)
 class _Job:
     spec: StoredSpec
-    regions: Sequence[Pixels]
+    regions: Sequence[Region]
     result: "Future[list[Vectors | ImageError]]" = field(default_factory=Future)
 
 
@@ -60,7 +61,7 @@ class BatchingEmbedder:
         """Patches that have not been computed yet."""
         return self._waiting
 
-    def __call__(self, spec: StoredSpec, regions: Sequence[Pixels]) -> Vectors:
+    def __call__(self, spec: StoredSpec, regions: Sequence[Region]) -> Vectors:
         """The vectors of regions, float32 (N, D); called by many threads at once.
 
         Raises:
@@ -92,7 +93,7 @@ class BatchingEmbedder:
     def warm(self, spec: StoredSpec) -> str | None:
         """Loads a spec's network and runs it once; the reason where that cannot be."""
         try:
-            self(spec, [np.zeros((64, 64, 3), np.uint8)])
+            self(spec, [Region.whole(np.zeros((64, 64, 3), np.uint8))])
         except ImageError:
             return None  # nothing to be seen in black, but the network answered
         except (ExtractorError, Problem, OSError) as error:

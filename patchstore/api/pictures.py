@@ -12,11 +12,11 @@ from sqlalchemy import Engine
 
 from db.browse import ImageRow, get_image, get_patch_row
 from db.search import Box
+from extractor.arrays import Region
 from extractor.errors import ImageError
 from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.uris import path_of
-from patchstore.query import cut
 
 from .problems import Problem
 
@@ -61,7 +61,7 @@ def patch_picture(engine: Engine, patch_id: int, side: int) -> Picture:
 @cached(_pictures, condition=threading.Condition())
 def _jpeg(uri: str, sha256: str, box: Box | None, side: int) -> bytes:
     pixels = _original(uri, sha256)
-    picture = Image.fromarray(pixels if box is None else cut(pixels, box))
+    picture = Image.fromarray(pixels if box is None else Region(pixels, box).pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY)

@@ -3,6 +3,6 @@
 Each command imports what it needs when it runs, so that `--help` answers at once.
 """
 
-from .main import main
+from .main import main, start
 
-__all__ = ["main"]
+__all__ = ["main", "start"]

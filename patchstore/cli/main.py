@@ -31,17 +31,18 @@ app.add_typer(spec.app, name="spec")
 app.add_typer(database.app, name="db")
 
 
-def main() -> None:
-    """The entry point."""
+def start() -> None:
+    """The entry point: a process of its own."""
     leaving = Leaving()
     try:
-        _run()
-    except SystemExit as exit:
-        leaving.code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        main()
+    except SystemExit as end:
+        leaving.code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
 
 
-def _run() -> None:
+def main() -> None:
+    """Runs the command that `sys.argv` names; ends in SystemExit."""
     try:
         app()
     except KeyboardInterrupt:

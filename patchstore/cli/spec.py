@@ -43,6 +43,12 @@ def add(
     metric: Annotated[
         str, typer.Option(help="cosine (vectors are L2-normalised), l2 or ip.")
     ] = "cosine",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="exact: every patch by itself; dense: pooled from one pass over the image."
+        ),
+    ] = "exact",
     as_json: Json = False,
 ) -> None:
     """Add a spec. Adding the same recipe again changes nothing; another one is refused."""
@@ -63,6 +69,7 @@ def add(
             scales=tuple(scale or (1.0,)),
             input_size=input_size,
             metric=metric,
+            mode=mode,
         )
     )
     stored = register(engine, name, resolved)
@@ -79,7 +86,8 @@ def list_() -> None:
     from db.specs import list_specs
     from patchstore.store import open_store
 
-    columns = ("name", "backbone", "weights", "patch", "stride", "edge", "dim", "metric", "digest")
+    geometry = ("patch", "stride", "edge", "mode")
+    columns = ("name", "backbone", "weights", *geometry, "dim", "metric", "digest")
     print_table(
         columns,
         (
@@ -90,6 +98,7 @@ def list_() -> None:
                 spec.recipe["patch_size"],
                 spec.recipe["stride"],
                 spec.recipe["edge"],
+                spec.recipe["mode"],
                 spec.dim,
                 spec.metric.name,
                 spec.digest[:12],

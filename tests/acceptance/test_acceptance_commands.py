@@ -89,6 +89,20 @@ def test_other_images_leaves_the_asked_image_out(command: Any, ingested: Path) -
         assert str(image) not in {hit["uri"] for hit in hits}
 
 
+def test_a_dense_patch_is_found_again_by_its_region(
+    command: Any, paint: Paint, folder: Path
+) -> None:
+    image = paint("a.png")
+    paint("b.png", 1)
+    names = ("--backbone", "squeezenet1_1", "--weights", "random:0", "--mode", "dense")
+    assert command("spec", "add", "dense", *names, "--patch-size", 48, "--stride", 24).code == 0
+    assert command("ingest", folder, "--spec", "dense").code == 0
+    asked = command("search", "--image", image, "--region", "24,24,48,48", "--json", "--k", 1)
+    (hit,) = json.loads(asked.out)
+    assert (Path(hit["uri"]).name, hit["box"]) == (image.name, [24, 24, 48, 48])
+    assert hit["distance"] == pytest.approx(0, abs=1e-5)
+
+
 def test_images_are_ranked_once_each(command: Any, ingested: Path) -> None:
     asked = command("search", "--patch", f"{ingested / '1.png'}@0,0", "--by", "image", "--json")
     uris = [hit["uri"] for hit in json.loads(asked.out)]

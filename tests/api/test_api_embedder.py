@@ -9,6 +9,7 @@ import pytest
 
 from db.metric import METRICS
 from db.specs import StoredSpec
+from extractor.arrays import Region
 from extractor.errors import DegenerateFeatures, WeightsError
 from patchstore.api import embedder as module
 from patchstore.api.embedder import BatchingEmbedder
@@ -37,10 +38,10 @@ class Network:
         self.go = threading.Event()
         self.begun = threading.Event()
 
-    def embed_many(self, regions: list[np.ndarray]) -> list[np.ndarray | DegenerateFeatures]:
+    def embed_many(self, regions: list[Region]) -> list[np.ndarray | DegenerateFeatures]:
         self.begun.set()
         assert self.go.wait(30)
-        values = [int(region[0, 0, 0]) for region in regions]
+        values = [int(region.picture[0, 0, 0]) for region in regions]
         self.batches.append(values)
         return [
             np.array([value], np.float32) if value else DegenerateFeatures("nothing there")
@@ -69,8 +70,8 @@ def embedder(network: Network) -> Iterator[BatchingEmbedder]:
     made.close()
 
 
-def region(value: int) -> np.ndarray:
-    return np.full((8, 8, 3), value, np.uint8)
+def region(value: int) -> Region:
+    return Region.whole(np.full((8, 8, 3), value, np.uint8))
 
 
 def ask_at_once(

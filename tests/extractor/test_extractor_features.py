@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from extractor.arrays import PatchFeatures
+from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
 from extractor.errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from extractor.features import FeatureExtractor, reflect
@@ -69,7 +69,7 @@ def test_pixels_that_may_not_be_written_to_are_read(tiny_spec, mean_colour, deco
 )
 def test_pixels_that_are_not_rgb_bytes_are_refused_by_their_shape(pixels, tiny_spec, mean_colour):
     with pytest.raises(ImageError, match=r"pixels are (float64|uint8) \(9, 9.*not RGB uint8"):
-        cpu(tiny_spec, mean_colour).embed(pixels)
+        cpu(tiny_spec, mean_colour).embed(Region.whole(pixels))
 
 
 def test_a_grid_of_another_image_is_refused(tiny_spec, mean_colour, decode, noise):
@@ -141,7 +141,7 @@ def test_a_degenerate_image_spoils_no_other(value, tiny_spec, decode, noise):
     assert isinstance(second, DegenerateFeatures) and "\n" not in str(second)
     assert np.isfinite(first.vectors).all() and np.isfinite(third.vectors).all()
     with pytest.raises(DegenerateFeatures):
-        extractor.embed(images[1].pixels)
+        extractor.embed(Region.whole(images[1].pixels))
 
 
 # Out of memory
@@ -235,14 +235,15 @@ def test_a_stored_patch_asked_again_gives_its_vector(input_size, decode, noise):
     image = noise(130, 90)
     (stored,) = extractor.extract([decode(image, found.spec)])
     for vector, (x, y, w, h) in zip(stored.vectors, stored.boxes, strict=True):
-        asked = extractor.embed(image[y : y + h, x : x + w])
+        asked = extractor.embed(Region(image, (x, y, w, h)))
         assert asked.dtype == np.float32
         assert asked == pytest.approx(vector, abs=1e-5)
 
 
 def test_a_region_of_another_size_is_resized(tiny_spec, mean_colour):
     region = np.full((17, 5, 3), 51, dtype=np.uint8)
-    assert cpu(tiny_spec, mean_colour).embed(region) == pytest.approx([0.2] * 3, abs=1e-6)
+    vector = cpu(tiny_spec, mean_colour).embed(Region.whole(region))
+    assert vector == pytest.approx([0.2] * 3, abs=1e-6)
 
 
 @pytest.mark.gpu

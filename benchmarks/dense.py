@@ -1,0 +1,135 @@
+"""The mode dense beside the mode exact: how fast at which stride, and how good the vectors are.
+
+- Speed: patches a second of the extractor alone over one image of noise of --size pixels, at
+  strides of 1, 1/2, 1/4 and 1/8 of a patch, float32. Exact is computed up to 1/4: it takes as long
+  a patch at any stride.
+- Quality: for every folder of --labelled, whose subfolders are classes, the accuracy of a k-NN vote
+  over patches (cosine, k = 10, weighted by similarity), where no patch of the same image may vote.
+  Asked for: dense within one point of exact, or better.
+
+    python -m benchmarks.dense --backbone resnet18 --weights random:0
+    python -m benchmarks.dense --labelled FOLDER --weights FILE --patch-size 112 --stride 56
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extractor.arrays import DecodedImage, PatchFeatures
+from extractor.backbone import resolve
+from extractor.features import FeatureExtractor
+from extractor.grid import spec_grid
+from extractor.images import read_image
+from extractor.spec import Recipe
+
+from . import home as homes
+from .report import table
+
+K = 10
+ROUNDS = 3
+IMAGES_AT_ONCE = 16
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = homes.parser(__doc__, images_required=False)
+    parser.add_argument("--size", type=int, nargs=2, default=(1536, 1024), metavar=("W", "H"))
+    parser.add_argument("--labelled", type=Path, nargs="*", default=[], metavar="FOLDER")
+    arguments = parser.parse_args()
+    options = homes.spec_options(arguments)
+    recipe = Recipe(options.backbone, options.weights, patch_size=options.patch_size)
+    print(
+        table(
+            ("stride", "patches", "exact, s", "dense, s", "dense, patches/s", "times"),
+            [_speed(recipe, part, tuple(arguments.size)) for part in (1, 2, 4, 8)],
+        ),
+        end="\n\n",
+    )
+    lines = []
+    for folder in arguments.labelled:
+        for mode in ("exact", "dense"):
+            lines.append([folder.name, mode, *_quality(folder, recipe, options.stride, mode)])
+    if lines:
+        print(table(("pictures", "mode", "patches", "seconds", f"{K}-NN accuracy"), lines))
+
+
+def _extractor(recipe: Recipe, stride: int, mode: str) -> FeatureExtractor:
+    resolved = resolve(
+        Recipe(
+            recipe.backbone, recipe.weights, patch_size=recipe.patch_size, stride=stride, mode=mode
+        )
+    )
+    return FeatureExtractor(resolved.spec, resolved.backbone)
+
+
+def _speed(recipe: Recipe, part: int, size: tuple[int, int]) -> list[str]:
+    stride = recipe.patch_size // part
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    seconds: dict[str, float] = {}
+    patches = 0
+    for mode in ("exact", "dense") if part < 8 else ("dense",):
+        extractor = _extractor(recipe, stride, mode)
+        image = DecodedImage(noise, spec_grid(extractor.spec, *size))
+        patches = len(image.grid)
+        extractor.extract([image])
+        taken = []
+        for _ in range(ROUNDS):
+            begun = time.perf_counter()
+            extractor.extract([image])
+            taken.append(time.perf_counter() - begun)
+        seconds[mode] = float(np.median(taken))
+    exact, dense = seconds.get("exact"), seconds["dense"]
+    return [
+        f"1/{part}",
+        f"{patches:,}",
+        f"{exact:.2f}" if exact else "",
+        f"{dense:.2f}",
+        f"{patches / dense:.0f}",
+        f"{exact / dense:.1f}" if exact else "",
+    ]
+
+
+def _quality(folder: Path, recipe: Recipe, stride: int, mode: str) -> list[str]:
+    extractor = _extractor(recipe, stride, mode)
+    files = homes.image_files(folder)
+    classes = sorted({file.parent.name for file in files})
+    pictures = [read_image(file) for file in files]
+    vectors, owners, labels = [], [], []
+    begun = time.perf_counter()
+    for start in range(0, len(files), IMAGES_AT_ONCE):
+        images = [
+            DecodedImage(pixels, spec_grid(extractor.spec, pixels.shape[1], pixels.shape[0]))
+            for pixels in pictures[start : start + IMAGES_AT_ONCE]
+        ]
+        for number, found in enumerate(extractor.extract(images), start):
+            if isinstance(found, PatchFeatures):
+                vectors.append(found.vectors)
+                owners += [number] * len(found.vectors)
+                labels += [classes.index(files[number].parent.name)] * len(found.vectors)
+    seconds = time.perf_counter() - begun
+    share = accuracy(np.concatenate(vectors), np.array(owners), np.array(labels))
+    return [f"{len(owners):,}", f"{seconds:.0f}", f"{share:.1%}"]
+
+
+def accuracy(
+    vectors: NDArray[np.float32], owners: NDArray[np.int64], labels: NDArray[np.int64]
+) -> float:
+    """The share of unit vectors (N, D) whose K nearest of other images vote for its class."""
+    every, owner, label = map(torch.from_numpy, (vectors, owners, labels))
+    right = 0
+    for start in range(0, len(every), 1000):
+        rows = slice(start, start + 1000)
+        similar = every[rows] @ every.T
+        similar[owner[rows, None] == owner] = -torch.inf
+        nearest = similar.topk(K)
+        votes = torch.zeros(len(nearest.indices), int(label.max()) + 1)
+        votes.scatter_add_(1, label[nearest.indices], nearest.values)
+        right += int((votes.argmax(1) == label[rows]).sum())
+    return right / len(every)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""One pass over an image instead of one a patch: overlapping patches share their arithmetic.
+
+The network runs over the image up to its last feature map, in tiles; each box is the average of
+the map over exactly that box (a cell that it covers in part counts in part), as in RoIAlign (He et
+al., "Mask R-CNN", arXiv:1703.06870) without its sampling points. A patch sees what lies around it,
+where a patch by itself sees zeros: these vectors are of a recipe of their own.
+
+Tiles overlap by as much as a cell can see, and only cells that saw no end of a tile count. So the
+tiling does not show, and memory depends on the tile, not on the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .field import Field
+from .pooling import GEM_EPS, GEM_POWER
+
+Maps = Callable[[Sequence[Tensor], Sequence["Pixels"]], Tensor]
+Interval = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A rectangle of an image; beyond its right and bottom edges it is reflected."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A part of one image's feature map: what is read for it, and which cells of that count."""
+
+    image: int
+    pixels: Pixels
+    rows: Interval  # cells of the whole map
+    columns: Interval
+    skip: tuple[int, int]  # rows and columns of the tile's own map that come before
+
+
+class _Axis:
+    """One side of an image: its boxes as weights of cells.
+
+    Attributes:
+        length: of what the network is shown, in pixels: the image's own, unless it needs more.
+        weights: float32 (B, cells), each row the share of every cell in one box; sums to 1.
+    """
+
+    def __init__(self, length: int, cells: int, field: Field, boxes: NDArray[np.int64]) -> None:
+        """`boxes` are (B, 2), start and length of each box in pixels."""
+        self.length = length
+        edges = field.centre + field.stride * (np.arange(cells + 1) - 0.5)
+        edges[0], edges[-1] = -np.inf, np.inf  # the outermost cells stand for what is beyond them
+        start, end = boxes[:, :1], boxes.sum(axis=1, keepdims=True)
+        covered = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
+        self.weights = (covered.clip(min=0) / boxes[:, 1:]).astype(np.float32)
+
+    def used(self) -> Interval:
+        """The cells that any box needs."""
+        cells = np.flatnonzero(self.weights.any(axis=0))
+        return int(cells[0]), int(cells[-1]) + 1
+
+
+class DensePass:
+    """Lays tiles over images and pools boxes out of what the network makes of them."""
+
+    def __init__(
+        self,
+        pooling: str,
+        field: Field,
+        smallest: int,
+        maps: Maps,
+        count: Callable[[int], int],
+        tile: int,
+        batch_pixels: int,
+        device: torch.device,
+    ) -> None:
+        """Prepares passes.
+
+        Args:
+            pooling: how a box becomes a vector; ``gem``, or else the mean.
+            field: of the network's cells.
+            smallest: side of what the network can be given at least, in pixels.
+            maps: rectangles of equal size, each of one image, uint8 (H, W, 3), to their maps,
+                float32 (N, C, h, w).
+            count: how many cells a side of so many pixels has.
+            tile: side of the largest square that `maps` is given, in pixels.
+            batch_pixels: how many pixels of several small rectangles go through at once.
+            device: where it computes.
+        """
+        self._gem = pooling == "gem"
+        self._field = field
+        self._smallest = smallest
+        # What is read for a few cells is large enough for the network, too.
+        self._after = max(field.after, -(-smallest // field.stride))
+        self._maps = maps
+        self._count = count
+        self.tile = tile
+        self._batch_pixels = batch_pixels
+        self._device = device
+
+    @property
+    def smallest_tile(self) -> int:
+        """Below this a tile has no cell that counts."""
+        return (self._field.before + self._after + 1) * self._field.stride
+
+    def pooled(
+        self,
+        images: Sequence[Tensor],
+        owner: NDArray[np.int64],
+        boxes: NDArray[np.int32],
+    ) -> Tensor:
+        """Pool boxes (N, 4), each inside the image `owner` (N,), to features float32 (N, C)."""
+        sides = [self._sides(image, boxes[owner == i]) for i, image in enumerate(images)]
+        sums: list[Tensor | None] = [None] * len(images)
+        for tiles in _batches(self._tiles(sides), self._batch_pixels):
+            maps = self._maps([images[tile.image] for tile in tiles], [t.pixels for t in tiles])
+            if self._gem:
+                maps = maps.clamp(min=GEM_EPS).pow(GEM_POWER)
+            for tile, own in zip(tiles, maps, strict=True):
+                part = self._part(own, tile, *sides[tile.image][:2])
+                before = sums[tile.image]
+                sums[tile.image] = part if before is None else before.add_(part)
+        rows = [
+            each[down, across]
+            for each, (_, _, down, across) in zip(sums, sides, strict=True)
+            if each is not None
+        ]
+        order = np.argsort(np.concatenate([np.flatnonzero(owner == i) for i in range(len(images))]))
+        pooled = torch.cat(rows)[torch.from_numpy(order).to(self._device)]
+        return pooled.pow(1 / GEM_POWER) if self._gem else pooled
+
+    def _sides(
+        self, image: Tensor, boxes: NDArray[np.int32]
+    ) -> tuple[_Axis, _Axis, NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of an image, and which of them each box is."""
+        height, width = image.shape[:2]
+        axes, which = [], []
+        for start, side in ((1, height), (0, width)):
+            length = max(side, self._smallest)
+            intervals, index = np.unique(
+                boxes[:, [start, start + 2]].astype(np.int64), axis=0, return_inverse=True
+            )
+            axes.append(_Axis(length, self._count(length), self._field, intervals))
+            which.append(index.reshape(-1))
+        return axes[0], axes[1], which[0], which[1]
+
+    def _tiles(
+        self, sides: Sequence[tuple[_Axis, _Axis, NDArray[np.int64], NDArray[np.int64]]]
+    ) -> Iterator[_Tile]:
+        for image, (down, across, _, _) in enumerate(sides):
+            for rows, y, height, skip_rows in self._stretches(down):
+                for columns, x, width, skip_columns in self._stretches(across):
+                    pixels = Pixels(x, y, width, height)
+                    yield _Tile(image, pixels, rows, columns, (skip_rows, skip_columns))
+
+    def _stretches(self, axis: _Axis) -> Iterator[tuple[Interval, int, int, int]]:
+        """Cells of one side; from where and how many pixels are read; how many cells come first."""
+        field = self._field
+        first, end = axis.used()
+        step = max(1, self.tile // field.stride - field.before - self._after)
+        for start in range(first, end, step):
+            stop = min(start + step, end)
+            skip = min(start, field.before)
+            begin = (start - skip) * field.stride
+            # What is read may end before the image does only where no cell that counts can tell.
+            length = min((stop + self._after) * field.stride, axis.length) - begin
+            yield (start, stop), begin, length, skip
+
+    def _part(self, own: Tensor, tile: _Tile, down: _Axis, across: _Axis) -> Tensor:
+        """What a tile's map (C, h, w) adds to every pair of a row and a column, (R, S, C)."""
+        (top, bottom), (left, right) = tile.rows, tile.columns
+        skip_rows, skip_columns = tile.skip
+        cells = own[
+            :, skip_rows : skip_rows + bottom - top, skip_columns : skip_columns + right - left
+        ]
+        rows = torch.from_numpy(down.weights[:, top:bottom]).to(self._device)
+        columns = torch.from_numpy(across.weights[:, left:right]).to(self._device)
+        return torch.einsum("ri,cij,sj->rsc", rows, cells.float(), columns)
+
+
+def _batches(tiles: Iterator[_Tile], pixels: int) -> Iterator[list[_Tile]]:
+    """Tiles of one size together, of so many pixels at most; a larger one by itself."""
+    by_size: dict[tuple[int, int], list[_Tile]] = {}
+    for tile in tiles:
+        by_size.setdefault((tile.pixels.width, tile.pixels.height), []).append(tile)
+    for (width, height), same in by_size.items():
+        most = max(1, pixels // (width * height))
+        for start in range(0, len(same), most):
+            yield same[start : start + most]
