@@ -185,7 +185,7 @@ class DensePass:
         ]
         rows = torch.from_numpy(down.weights[:, top:bottom]).to(self._device)
         columns = torch.from_numpy(across.weights[:, left:right]).to(self._device)
-        return torch.einsum("ri,cij,sj->rsc", rows, cells.float(), columns)
+        return torch.einsum("ri,cij,sj->rsc", rows, cells, columns)
 
 
 def _batches(tiles: Iterator[_Tile], pixels: int) -> Iterator[list[_Tile]]:

@@ -205,10 +205,12 @@ class FeatureExtractor:
     ) -> NDArray[np.float32]:
         assert isinstance(self._network, DenseNetwork)
         while True:
-            with self._turn, self._arithmetic():
+            with self._turn:
                 try:
+                    # In float32: autocast would round the share of a cell that a box covers.
                     pooled = dense.pooled([self._on_device(p) for p in images], owner, windows)
-                    vectors: NDArray[np.float32] = self._network.vectors(pooled).cpu().numpy()
+                    with self._arithmetic():
+                        vectors: NDArray[np.float32] = self._network.vectors(pooled).cpu().numpy()
                 except torch.OutOfMemoryError:
                     if dense.tile // 2 < dense.smallest_tile:
                         raise
@@ -218,7 +220,7 @@ class FeatureExtractor:
                     return vectors
 
     def _maps(self, images: Sequence[Tensor], rectangles: Sequence[Pixels]) -> Tensor:
-        """The feature maps of rectangles of one size, one of each image, (N, C, h, w)."""
+        """The feature maps of rectangles of one size, each of one image, float32 (N, C, h, w)."""
         regions = [
             _region(image, (at.x, at.y, at.width, at.height))
             for image, at in zip(images, rectangles, strict=True)
@@ -227,7 +229,8 @@ class FeatureExtractor:
         rows = batch.view(*batch.shape[:2], -1)
         factor, offset = (row[:3].repeat(batch.shape[2]) for row in (self._factor, self._offset))
         torch.addcmul(offset, rows, factor, out=rows)
-        return self._network.features(batch.permute(0, 3, 1, 2))
+        with self._arithmetic():
+            return self._network.features(batch.permute(0, 3, 1, 2)).float()
 
     def _on_device(self, pixels: NDArray[np.uint8]) -> Tensor:
         # torch warns of arrays it may not write to.
