@@ -12,6 +12,7 @@
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,9 @@ from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import resolve
 from extractor.features import FeatureExtractor
 from extractor.grid import spec_grid
-from extractor.images import read_image
-from extractor.spec import Recipe
 
 from . import home as homes
+from .ingest import decode
 from .report import table
 
 K = 10
@@ -40,38 +40,33 @@ def main() -> None:
     parser.add_argument("--labelled", type=Path, nargs="*", default=[], metavar="FOLDER")
     arguments = parser.parse_args()
     options = homes.spec_options(arguments)
-    recipe = Recipe(options.backbone, options.weights, patch_size=options.patch_size)
     print(
         table(
             ("stride", "patches", "exact, s", "dense, s", "dense, patches/s", "times"),
-            [_speed(recipe, part, tuple(arguments.size)) for part in (1, 2, 4, 8)],
+            [_speed(options, part, tuple(arguments.size)) for part in (1, 2, 4, 8)],
         ),
         end="\n\n",
     )
     lines = []
     for folder in arguments.labelled:
         for mode in ("exact", "dense"):
-            lines.append([folder.name, mode, *_quality(folder, recipe, options.stride, mode)])
+            lines.append([folder.name, mode, *_quality(folder, options, mode)])
     if lines:
         print(table(("pictures", "mode", "patches", "seconds", f"{K}-NN accuracy"), lines))
 
 
-def _extractor(recipe: Recipe, stride: int, mode: str) -> FeatureExtractor:
-    resolved = resolve(
-        Recipe(
-            recipe.backbone, recipe.weights, patch_size=recipe.patch_size, stride=stride, mode=mode
-        )
-    )
+def _extractor(options: homes.SpecOptions, mode: str) -> FeatureExtractor:
+    resolved = resolve(options.recipe(mode))
     return FeatureExtractor(resolved.spec, resolved.backbone)
 
 
-def _speed(recipe: Recipe, part: int, size: tuple[int, int]) -> list[str]:
-    stride = recipe.patch_size // part
+def _speed(options: homes.SpecOptions, part: int, size: tuple[int, int]) -> list[str]:
+    options = replace(options, stride=options.patch_size // part)
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     seconds: dict[str, float] = {}
     patches = 0
     for mode in ("exact", "dense") if part < 8 else ("dense",):
-        extractor = _extractor(recipe, stride, mode)
+        extractor = _extractor(options, mode)
         image = DecodedImage(noise, spec_grid(extractor.spec, *size))
         patches = len(image.grid)
         extractor.extract([image])
@@ -92,23 +87,24 @@ def _speed(recipe: Recipe, part: int, size: tuple[int, int]) -> list[str]:
     ]
 
 
-def _quality(folder: Path, recipe: Recipe, stride: int, mode: str) -> list[str]:
-    extractor = _extractor(recipe, stride, mode)
-    files = homes.image_files(folder)
-    classes = sorted({file.parent.name for file in files})
-    pictures = [read_image(file) for file in files]
+def _quality(folder: Path, options: homes.SpecOptions, mode: str) -> list[str]:
+    extractor = _extractor(options, mode)
+    pictures = [
+        (file.parent.name, image)
+        for file in homes.image_files(folder)
+        for image in decode([file], extractor.spec)
+    ]
+    classes = sorted({name for name, _ in pictures})
     vectors, owners, labels = [], [], []
     begun = time.perf_counter()
-    for start in range(0, len(files), IMAGES_AT_ONCE):
-        images = [
-            DecodedImage(pixels, spec_grid(extractor.spec, pixels.shape[1], pixels.shape[0]))
-            for pixels in pictures[start : start + IMAGES_AT_ONCE]
-        ]
-        for number, found in enumerate(extractor.extract(images), start):
+    for start in range(0, len(pictures), IMAGES_AT_ONCE):
+        some = pictures[start : start + IMAGES_AT_ONCE]
+        results = extractor.extract([image for _, image in some])
+        for number, ((name, _), found) in enumerate(zip(some, results, strict=True), start):
             if isinstance(found, PatchFeatures):
                 vectors.append(found.vectors)
                 owners += [number] * len(found.vectors)
-                labels += [classes.index(files[number].parent.name)] * len(found.vectors)
+                labels += [classes.index(name)] * len(found.vectors)
     seconds = time.perf_counter() - begun
     share = accuracy(np.concatenate(vectors), np.array(owners), np.array(labels))
     return [f"{len(owners):,}", f"{seconds:.0f}", f"{share:.1%}"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from extractor.images import image_suffixes
+from extractor.spec import Recipe
 from extractor.uris import absolute
 
 SPEC = "benchmark"
@@ -40,6 +41,16 @@ class SpecOptions:
             *("--backbone", self.backbone, "--weights", self.weights),
             *("--patch-size", str(self.patch_size), "--stride", str(self.stride)),
         ]
+
+    def recipe(self, mode: str = "exact") -> Recipe:
+        """What the command makes of it, for those who compute without the command."""
+        return Recipe(
+            self.backbone,
+            self.weights,
+            patch_size=self.patch_size,
+            stride=self.stride,
+            mode=mode,
+        )
 
 
 def parser(description: str | None, *, images_required: bool = True) -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ from extractor.grid import make_grid
 from extractor.images import read_image
 from extractor.precision import check_precision
 from extractor.settings import ExtractorSettings
-from extractor.spec import FeatureSpec, Recipe
+from extractor.spec import FeatureSpec
 
 from . import home as homes
 from .report import machine, table
@@ -119,14 +119,7 @@ def main() -> None:
     arguments = _arguments()
     files = homes.image_files(arguments.images)
     options = homes.spec_options(arguments)
-    resolved = resolve(
-        Recipe(
-            backbone=options.backbone,
-            weights=options.weights,
-            patch_size=options.patch_size,
-            stride=options.stride,
-        )
-    )
+    resolved = resolve(options.recipe())
     spec, backbone = resolved.spec, resolved.backbone
     sample = decode(homes.spread(files, SAMPLE_IMAGES), spec)
     keep_freed_memory()  # the bare pass gets what the flow gets

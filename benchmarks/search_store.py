@@ -18,7 +18,7 @@ from extractor.backbone import resolve
 from extractor.features import FeatureExtractor
 from extractor.precision import check_precision
 from extractor.settings import ExtractorSettings
-from extractor.spec import FeatureSpec, Recipe
+from extractor.spec import FeatureSpec
 
 from . import home as homes
 from .ingest import decode
@@ -87,14 +87,7 @@ def known_vectors(
         cache: a file to read, or to write where it is missing.
         rows: how many are to be stored; some more are computed, to ask about.
     """
-    resolved = resolve(
-        Recipe(
-            backbone=options.backbone,
-            weights=options.weights,
-            patch_size=options.patch_size,
-            stride=options.stride,
-        )
-    )
+    resolved = resolve(options.recipe())
     if cache is not None and cache.exists():
         with np.load(cache) as stored:
             found = Vectors(

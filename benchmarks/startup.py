@@ -37,7 +37,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="homes (default 5)")
     rounds: int = parser.parse_args().rounds
     seconds: dict[str, list[float]] = {}
-    url = ""
     for number in range(rounds):
         for what, took in _round(number):
             seconds.setdefault(what, []).append(took)

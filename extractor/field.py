@@ -53,8 +53,8 @@ def measure_field(maps: Maps, smallest: int = _SHORT) -> Field:
         SpecError: it looks at the whole image at once (squeeze-and-excitation, attention), its axes
             differ, or what it sees depends on where it stands.
     """
-    across = _Probe(maps, max(_SHORT, smallest), flip=False)
-    down = _Probe(maps, max(_SHORT, smallest), flip=True)
+    short = max(_SHORT, smallest)
+    across, down = _Probe(maps, short, flip=False), _Probe(maps, short, flip=True)
     if (across.stride, across.first, across.last) != (down.stride, down.first, down.last):
         raise SpecError("the network sees rows and columns in different steps; use the mode exact")
     cell = across.edge // across.stride
@@ -64,7 +64,7 @@ def measure_field(maps: Maps, smallest: int = _SHORT) -> Field:
         max(0, across.last + 1 - cell),
         max(0, cell - across.first),
     )
-    _check_on_noise(maps, field, max(_SHORT, smallest))
+    _check_on_noise(maps, field, short)
     return field
 
 

@@ -67,7 +67,7 @@ def ingest(
     from flows.sources import FolderSource
 
     keep_freed_memory()
-    FolderSource(source)  # a wrong path is said at once
+    folder = FolderSource(source)  # a wrong path is said at once
     # The server starts while everything else loads.
     server = None if dry_run else environment.prepare(StoreSettings().resolved_home())
     from patchstore.store import open_store, spec_for_ingest
@@ -83,7 +83,7 @@ def ingest(
     with loading():
         import flows.ingest
 
-        if _has_work(engine, source, stored.name):
+        if _has_work(engine, folder.root, stored.name):
             import flows.models  # noqa: F401  torch: now, rather than in the middle of the run
     if server is not None:
         server.wait()
@@ -100,12 +100,11 @@ def ingest(
         raise SystemExit(SOME_IMAGES_FAILED)
 
 
-def _has_work(engine: "Engine", source: str, spec: str) -> bool:
+def _has_work(engine: "Engine", root: str, spec: str) -> bool:
     """Whether images are known to wait: all of a new source, or what the last run left."""
     from db.reports import source_id, status
-    from flows.sources import FolderSource
 
-    known = source_id(engine, FolderSource(source).root)
+    known = source_id(engine, root)
     standing = status(engine, source_id=known, spec=spec) if known is not None else []
     return not standing or any(row.pending or row.leased for row in standing)
 
