@@ -12,7 +12,7 @@ from db.browse import set_metadata_many
 from db.catalog import SeenFile, finish_scan, open_source, record_files, start_scan
 from db.ledger import LeaseLimits, finish_run, lease_batch, start_run
 from db.specs import StoredSpec
-from db.writer import replace_patches
+from db.writer import ImagePatches, replace_patches
 from extractor.arrays import PatchFeatures
 from extractor.backbone import resolve
 from extractor.features import FeatureExtractor
@@ -179,12 +179,14 @@ def store(
     ids: dict[Picture, int] = {}
     limits = LeaseLimits(BATCH_IMAGES, 1, 3600.0)
     while leases := lease_batch(engine, spec, source, run, limits):
+        results = []
         for lease in leases:
             picture = by_uri[lease.uri]
             ids[picture] = lease.image_id
             boxes = known.boxes[known.of(picture.owner)]
             scales = np.ones(len(boxes), np.float32)
-            replace_patches(engine, spec, lease, boxes, scales, picture.vectors(known))
+            results.append(ImagePatches(lease, boxes, scales, picture.vectors(known)))
+        replace_patches(engine, spec, results)
     finish_run(engine, run, "completed", None)
     set_metadata_many(engine, list(zip(by_uri, _metadata(len(by_uri)), strict=True)))
     return ids

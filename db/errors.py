@@ -7,7 +7,6 @@ StoreError
 ├── NotFound                no such spec, image, patch or source
 │   └── SpecBuilding        nothing of the spec is searchable yet: ask again in a while
 ├── InvalidQuestion         a search that cannot be answered as asked
-├── LeaseLost               another worker owns the image now: drop the result
 ├── CountMismatch           stored rows differ from computed ones: the transaction was rolled back
 └── TransientStoreError     the same transaction may well succeed in a moment
     └── StoreTimeout        it was stopped because it took too long
@@ -58,10 +57,6 @@ class InvalidQuestion(StoreError):
     def __init__(self, message: str, rule: str = "question_invalid") -> None:
         super().__init__(message)
         self.rule = rule
-
-
-class LeaseLost(StoreError):
-    """The fence has moved on: someone else owns this image."""
 
 
 class CountMismatch(StoreError):

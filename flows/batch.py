@@ -7,14 +7,13 @@ finished is not done twice.
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sqlalchemy import Engine
 
-from db.errors import LeaseLost
 from db.ledger import Lease, fail_image, release_image
 from db.specs import StoredSpec
-from db.writer import replace_patches
+from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.errors import ImageError
 from extractor.grid import spec_grid
@@ -25,6 +24,8 @@ from .errors import TransientReadError, is_transient
 from .sources import FolderSource
 
 logger = logging.getLogger(__name__)
+
+TRANSACTION_ROWS = 4096  # 8 MB of vectors of 512 dimensions
 
 Extract = Callable[[Sequence[DecodedImage]], list[PatchFeatures | ImageError]]
 
@@ -101,7 +102,7 @@ def compute_features(batch: Batch, extract: Extract) -> int:
 def upsert_features(
     batch: Batch, engine: Engine, spec: StoredSpec, on_image: Callable[[int, int, bool], None]
 ) -> int:
-    """Writes every image's outcome, one transaction an image; returns how many rows were stored.
+    """Writes every image's outcome; returns how many rows were stored.
 
     Args:
         batch: after `compute_features`.
@@ -109,15 +110,52 @@ def upsert_features(
         spec: the store's entry of the spec.
         on_image: called after each image with its id, patches stored, and whether it failed.
     """
-    for lease in batch.leases:
-        if lease.image_id in batch.written:
-            continue
-        stored = _write(batch, lease, engine, spec)
-        batch.written.add(lease.image_id)
-        batch.patches += stored
-        on_image(lease.image_id, stored, lease.image_id in batch.failed)
+    waiting = [lease for lease in batch.leases if lease.image_id not in batch.written]
+    computed = [lease for lease in waiting if lease.image_id in batch.features]
+    for lease in waiting:
+        if lease.image_id not in batch.features:
+            _give_back(batch, lease, engine)
+            _note(batch, lease, 0, on_image)
+    for group in _groups(batch, computed):
+        lost = replace_patches(engine, spec, group)
+        for image in group:
+            if image.lease in lost:
+                logger.warning("%s belongs to another worker now: dropped", image.lease.uri)
+            stored = 0 if image.lease in lost else len(image.boxes)
+            _note(batch, image.lease, stored, on_image)
     batch.features.clear()
     return batch.patches
+
+
+def _groups(batch: Batch, leases: Sequence[Lease]) -> Iterator[list[ImagePatches]]:
+    """The results that are written in one transaction each: few enough that a lock is short."""
+    group: list[ImagePatches] = []
+    rows = 0
+    for lease in leases:
+        found = batch.features[lease.image_id]
+        if group and rows + len(found.boxes) > TRANSACTION_ROWS:
+            yield group
+            group, rows = [], 0
+        group.append(ImagePatches(lease, found.boxes, found.scales, found.vectors))
+        rows += len(found.boxes)
+    if group:
+        yield group
+
+
+def _note(
+    batch: Batch, lease: Lease, stored: int, on_image: Callable[[int, int, bool], None]
+) -> None:
+    batch.written.add(lease.image_id)
+    batch.patches += stored
+    on_image(lease.image_id, stored, lease.image_id in batch.failed)
+
+
+def _give_back(batch: Batch, lease: Lease, engine: Engine) -> None:
+    reason = batch.failed.get(lease.image_id)
+    if reason is None:
+        release_image(engine, lease)
+    else:
+        fail_image(engine, lease, reason)
 
 
 def _decode(batch: Batch, lease: Lease, content: bytes, spec: FeatureSpec, max_pixels: int) -> None:
@@ -153,20 +191,3 @@ def _extract_each(
     if not any(isinstance(result, PatchFeatures | ImageError) for result in results):
         raise next(result for result in results if isinstance(result, Exception))
     return results  # where every single one fails, the device is to blame and not an image
-
-
-def _write(batch: Batch, lease: Lease, engine: Engine, spec: StoredSpec) -> int:
-    reason = batch.failed.get(lease.image_id)
-    if reason is not None:
-        fail_image(engine, lease, reason)
-        return 0
-    features = batch.features.get(lease.image_id)
-    if features is None:
-        release_image(engine, lease)
-        return 0
-    try:
-        replace_patches(engine, spec, lease, features.boxes, features.scales, features.vectors)
-    except LeaseLost as error:
-        logger.warning("%s; its result is dropped", error)
-        return 0
-    return len(features.boxes)

@@ -68,5 +68,5 @@ def compute_features(batch: Batch, model: "Model") -> int:
 
 @task(name="upsert_features", task_run_name="write {batch}", **RETRIES)
 def upsert_features(batch: Batch, engine: Engine, spec: StoredSpec, listener: Listener) -> int:
-    """Writes a batch, one transaction an image; returns the number of rows."""
+    """Writes a batch; returns the number of rows."""
     return steps.upsert_features(batch, engine, spec, listener.image)

@@ -18,7 +18,7 @@ from db.catalog import SeenFile, open_source, record_files, start_scan
 from db.ledger import LeaseLimits, lease_batch, start_run
 from db.settings import StoreSettings
 from db.specs import NewSpec, add_spec
-from db.writer import replace_patches
+from db.writer import ImagePatches, replace_patches
 from extractor.settings import ExtractorSettings
 from flows.settings import FlowSettings
 from patchstore.api.settings import ServeSettings
@@ -67,7 +67,8 @@ def url(database: URL, engine: Engine) -> str:
     run = start_run(engine, source, spec)
     for lease in lease_batch(engine, spec, source, run, LeaseLimits(10, 10**9, 60.0)):
         vectors = np.random.default_rng(lease.image_id).normal(size=(2, 3)).astype(np.float32)
-        replace_patches(engine, spec, lease, BOXES, np.ones(2, np.float32), vectors)
+        patches = ImagePatches(lease, BOXES, np.ones(2, np.float32), vectors)
+        replace_patches(engine, spec, [patches])
     return database.set(drivername="postgresql").render_as_string(hide_password=False)
 
 

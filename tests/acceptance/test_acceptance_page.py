@@ -23,7 +23,7 @@ from sqlalchemy import Engine
 from db.catalog import SeenFile, open_source, record_files, start_scan
 from db.engine import make_engine, parse_url
 from db.ledger import LeaseLimits, lease_batch, start_run
-from db.writer import replace_patches
+from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import load_backbone, resolve
 from extractor.features import FeatureExtractor
@@ -156,7 +156,8 @@ def ingest(engine: Engine, folder: Path, name: str, size: int) -> None:
         pixels = read_image(Path(lease.uri))
         (result,) = extractor.extract([DecodedImage(pixels, spec_grid(resolved.spec, 96, 80))])
         assert isinstance(result, PatchFeatures)
-        replace_patches(engine, spec, lease, result.boxes, result.scales, result.vectors)
+        patches = ImagePatches(lease, result.boxes, result.scales, result.vectors)
+        replace_patches(engine, spec, [patches])
 
 
 def see(path: Path) -> SeenFile:

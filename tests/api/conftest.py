@@ -20,7 +20,7 @@ from db.catalog import SeenFile, open_source, record_files, start_scan
 from db.engine import make_engine, parse_url
 from db.ledger import LeaseLimits, lease_batch, start_run
 from db.specs import StoredSpec
-from db.writer import replace_patches
+from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import ResolvedSpec, load_backbone, resolve
 from extractor.features import FeatureExtractor
@@ -79,9 +79,8 @@ def ingest(shelf: Shelf, resolved: ResolvedSpec, files: list[Path]) -> None:
         grid = spec_grid(resolved.spec, pixels.shape[1], pixels.shape[0])
         (result,) = extractor.extract([DecodedImage(pixels, grid)])
         assert isinstance(result, PatchFeatures)
-        replace_patches(
-            shelf.engine, shelf.spec, lease, result.boxes, result.scales, result.vectors
-        )
+        patches = ImagePatches(lease, result.boxes, result.scales, result.vectors)
+        replace_patches(shelf.engine, shelf.spec, [patches])
         shelf.ids[Path(lease.uri).name] = lease.image_id
 
 

@@ -1,7 +1,7 @@
 """A store that is driven like a run drives it: scan, lease, write. Vectors are seeded numpy."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -78,10 +78,16 @@ class Store:
         limits = LeaseLimits(images, pixels, term_s)
         return ledger.lease_batch(self.engine, spec, self.source(root), run, limits)
 
-    def write(self, spec: StoredSpec, lease: Lease, vectors: np.ndarray | None = None) -> None:
-        vectors = random_vectors(3, spec.dim, lease.image_id) if vectors is None else vectors
-        boxes, scales = row_of_boxes(len(vectors))
-        writer.replace_patches(self.engine, spec, lease, boxes, scales, vectors)
+    def write(
+        self, spec: StoredSpec, lease: Lease, vectors: np.ndarray | None = None
+    ) -> list[Lease]:
+        """Writes one image; returns its lease where it was lost."""
+        return writer.replace_patches(self.engine, spec, [result(spec, lease, vectors)])
+
+    def write_all(self, spec: StoredSpec, leases: Sequence[Lease]) -> list[Lease]:
+        """Writes images in one transaction; returns the leases that were lost."""
+        results = [result(spec, lease) for lease in leases]
+        return writer.replace_patches(self.engine, spec, results)
 
     def ingest(
         self, spec: StoredSpec, files: Mapping[str, str | None], *, root: str = ROOT
@@ -173,6 +179,13 @@ def random_vectors(n: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
 
 def content_vectors(sha256: bytes, dim: int = DIM) -> np.ndarray:
     return random_vectors(3, dim, int.from_bytes(sha256[:4], "big"))
+
+
+def result(
+    spec: StoredSpec, lease: Lease, vectors: np.ndarray | None = None
+) -> writer.ImagePatches:
+    vectors = random_vectors(3, spec.dim, lease.image_id) if vectors is None else vectors
+    return writer.ImagePatches(lease, *row_of_boxes(len(vectors)), vectors)
 
 
 def row_of_boxes(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from db import catalog, ledger, reports
-from db.errors import LeaseLost
 
 URIS = ("a", "b", "c")
 CONTENTS = ("1", "2", "3", None)
@@ -70,10 +69,9 @@ class Ledger(RuleBasedStateMachine):
         spec, lease = self.pick(which)
         if lease is None:
             return
-        try:
-            for _ in range(1 + twice):
-                self.store.write(spec, lease, self.store.vectors(patches, spec.dim))
-        except LeaseLost:
+        for _ in range(1 + twice):
+            lost = self.store.write(spec, lease, self.store.vectors(patches, spec.dim))
+        if lost:
             self.held.remove((spec, lease))
 
     @rule(which=st.integers(0, 9), release=st.booleans())

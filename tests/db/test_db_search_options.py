@@ -124,9 +124,8 @@ class World:
                 content = files[lease.uri]
                 self.ids[content] = lease.image_id
                 boxes, scales = np.array(GRID, np.int32), np.ones(PATCHES, np.float32)
-                writer.replace_patches(
-                    store.engine, spec, lease, boxes, scales, self.vectors[content]
-                )
+                patches = writer.ImagePatches(lease, boxes, scales, self.vectors[content])
+                writer.replace_patches(store.engine, spec, [patches])
         build_index(self.engine, self.specs[INDEXED], threshold=0, memory_mb=16)
         for places in PLACES.values():
             for uri, metadata in places:

@@ -1,13 +1,13 @@
-"""One image's vectors: all or none, and only from the lease's holder."""
+"""Images' vectors: all of an image's or none, and only from the lease's holder."""
 
 import threading
 
 import numpy as np
-import psycopg
 import pytest
 
 from db import ledger, writer
-from db.errors import LeaseLost, StoreError, TransientStoreError
+from db.errors import StoreError, TransientStoreError
+from db.writer import ImagePatches, replace_patches
 
 
 @pytest.fixture
@@ -42,26 +42,22 @@ def test_vectors_and_boxes_come_back_as_they_were_written(store, spec, lease):
 def test_a_late_writer_with_an_old_fence_changes_nothing(store, spec, lease):
     ledger.release_image(store.engine, lease)
     (again,) = store.lease(spec)
-    with pytest.raises(LeaseLost, match="a belongs to another worker"):
-        store.write(spec, lease)
+    assert store.write(spec, lease) == [lease]
     assert rows(store) == 0
-    store.write(spec, again, store.vectors(2))
-    with pytest.raises(LeaseLost):
-        store.write(spec, lease, store.vectors(4))
+    assert store.write(spec, again, store.vectors(2)) == []
+    assert store.write(spec, lease, store.vectors(4)) == [lease]
     assert rows(store) == 2
 
 
 def test_a_writer_whose_lease_was_reclaimed_changes_nothing(store, spec, lease):
     assert ledger.reclaim(store.engine, spec, 25) == 1
-    with pytest.raises(LeaseLost):
-        store.write(spec, lease)
+    assert store.write(spec, lease) == [lease]
     assert (rows(store), states(store)) == (0, [("pending", None, 1)])
 
 
 def test_a_writer_of_a_failed_image_changes_nothing(store, spec, lease):
     ledger.fail_image(store.engine, lease, "truncated")
-    with pytest.raises(LeaseLost):
-        store.write(spec, lease)
+    assert store.write(spec, lease) == [lease]
     assert states(store) == [("failed", None, 1)]
 
 
@@ -101,7 +97,7 @@ def test_arrays_of_another_make_are_refused(store, spec, lease, name, value, mes
     boxes, scales = store.boxes(3)
     arrays = {"boxes": boxes, "scales": scales, "vectors": store.vectors(3), name: value}
     with pytest.raises(ValueError, match=message):
-        writer.replace_patches(store.engine, spec, lease, **arrays)
+        replace_patches(store.engine, spec, [ImagePatches(lease, **arrays)])
     assert states(store) == [("leased", None, 1)]
 
 
@@ -123,7 +119,8 @@ def test_a_box_outside_the_image_leaves_nothing(store, spec, lease, box):
     boxes, scales = store.boxes(3)
     boxes[2] = box
     with pytest.raises(StoreError, match="ck_patch_feature_box"):
-        writer.replace_patches(store.engine, spec, lease, boxes, scales, store.vectors(3))
+        patches = ImagePatches(lease, boxes, scales, store.vectors(3))
+        replace_patches(store.engine, spec, [patches])
     assert (rows(store), states(store)) == (0, [("leased", None, 1)])
 
 
@@ -131,34 +128,51 @@ def test_the_same_box_twice_leaves_nothing(store, spec, lease):
     boxes, scales = store.boxes(3)
     boxes[2] = boxes[0]
     with pytest.raises(StoreError, match="duplicate key"):
-        writer.replace_patches(store.engine, spec, lease, boxes, scales, store.vectors(3))
+        patches = ImagePatches(lease, boxes, scales, store.vectors(3))
+        replace_patches(store.engine, spec, [patches])
     assert rows(store) == 0
 
 
-class Killed(np.ndarray):
-    """Vectors whose writer's connection is terminated while the third one is written."""
-
-    admin: psycopg.Connection
-
-    def __iter__(self):
-        for number, vector in enumerate(np.asarray(self)):
-            if number == 2:
-                self.admin.execute(
-                    "SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l "
-                    "WHERE l.relation = 'patchstore.patch_feature_s1'::regclass "
-                    "AND l.mode = 'RowExclusiveLock' AND l.pid <> pg_backend_pid()"
-                )
-            yield vector
+def test_a_lost_lease_takes_no_other_image_with_it(store, spec):
+    store.scan(spec, {uri: uri for uri in "abc"})
+    leases = store.lease(spec)
+    ledger.release_image(store.engine, leases[1])
+    assert store.write_all(spec, leases) == [leases[1]]
+    assert states(store) == [("done", 3, 1), ("done", 3, 1), ("pending", None, 1)]
+    assert store.shown(spec) == {leases[0].uri, leases[2].uri}
 
 
-def test_a_writer_killed_in_the_middle_leaves_nothing_and_may_try_again(store, spec, lease, admin):
-    vectors = store.vectors(3).view(Killed)
-    vectors.admin = admin
-    with pytest.raises(TransientStoreError):
-        store.write(spec, lease, vectors)
-    assert (rows(store), states(store)) == (0, [("leased", None, 1)])
-    store.write(spec, lease)
-    assert (rows(store), states(store)) == (3, [("done", 3, 1)])
+def test_images_that_an_earlier_try_finished_are_not_written_again(store, spec):
+    store.scan(spec, {uri: uri for uri in "ab"})
+    first, second = store.lease(spec)
+    store.write(spec, first, store.vectors(2))
+    assert store.write_all(spec, [first, second]) == []
+    assert states(store) == [("done", 2, 1), ("done", 3, 1)]
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_and_may_try_again(
+    store, spec, admin, monkeypatch
+):
+    store.scan(spec, {uri: uri for uri in "abc"})
+    leases = store.lease(spec)
+    encode = writer.encoded_rows
+
+    def kill(spec, image):
+        if image.lease == leases[2]:
+            admin.execute(
+                "SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l "
+                "WHERE l.relation = 'patchstore.patch_feature_s1'::regclass "
+                "AND l.mode = 'RowExclusiveLock' AND l.pid <> pg_backend_pid()"
+            )
+        return encode(spec, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "encoded_rows", kill)
+        with pytest.raises(TransientStoreError):
+            store.write_all(spec, leases)
+    assert (rows(store), set(states(store))) == (0, {("leased", None, 1)})
+    store.write_all(spec, leases)
+    assert (rows(store), set(states(store))) == (9, {("done", 3, 1)})
 
 
 def test_writers_and_scans_in_opposite_order_never_deadlock(store, spec):
@@ -178,11 +192,7 @@ def test_writers_and_scans_in_opposite_order_never_deadlock(store, spec):
             errors.append(error)
 
     def compute(each):
-        for lease in store.lease(each):
-            try:
-                store.write(each, lease)
-            except LeaseLost:
-                continue
+        store.write_all(each, store.lease(each))
 
     def redo(turn):
         store.scan(spec, files[turn % 2])

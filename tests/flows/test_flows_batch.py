@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from db.errors import LeaseLost, TransientStoreError
+from db.errors import TransientStoreError
 from db.ledger import Lease
+from db.writer import ImagePatches
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.errors import DegenerateFeatures, ImageError
 from flows import batch as steps
@@ -149,11 +150,13 @@ def test_a_second_try_writes_only_what_the_first_did_not(
     written: list[int] = []
     outages = iter([False, True, False, False])
 
-    def replace(_engine: object, _spec: object, lease: Lease, *_arrays: object) -> None:
+    def replace(_engine: object, _spec: object, images: Sequence[ImagePatches]) -> list[Lease]:
         if next(outages):
             raise TransientStoreError("the server went away")
-        written.append(lease.image_id)
+        written.extend(image.lease.image_id for image in images)
+        return []
 
+    monkeypatch.setattr(steps, "TRANSACTION_ROWS", 9)  # one image
     monkeypatch.setattr(steps, "replace_patches", replace)
     told: list[int] = []
 
@@ -178,10 +181,7 @@ def test_the_result_of_a_lost_lease_is_dropped(
     read(batch, folder)
     steps.compute_features(batch, extract)
 
-    def lost(*_: object) -> None:
-        raise LeaseLost("a.png belongs to another worker now")
-
-    monkeypatch.setattr(steps, "replace_patches", lost)
+    monkeypatch.setattr(steps, "replace_patches", lambda *_: batch.leases)
     stored = steps.upsert_features(
         batch,
         None,  # type: ignore[arg-type]

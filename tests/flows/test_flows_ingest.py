@@ -185,7 +185,7 @@ def test_a_database_that_drops_every_connection_costs_no_second_forward_pass(
     replace = steps.replace_patches
     outage = iter([True])
 
-    def cut_off(engine: Engine, *arguments: Any) -> None:
+    def cut_off(engine: Engine, *arguments: Any) -> Any:
         if next(outage, False):
             url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
             with psycopg.connect(url, autocommit=True) as other:
@@ -194,7 +194,7 @@ def test_a_database_that_drops_every_connection_costs_no_second_forward_pass(
                     "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 )
             raise TransientStoreError("terminating connection due to administrator command")
-        replace(engine, *arguments)
+        return replace(engine, *arguments)
 
     monkeypatch.setattr(models.Model, "extract", count)
     monkeypatch.setattr(steps, "replace_patches", cut_off)
@@ -250,9 +250,9 @@ def test_a_changed_content_shows_the_old_until_the_new_is_written(
     shown: list[int] = []
     replace = steps.replace_patches
 
-    def look_first(*arguments: Any) -> None:
+    def look_first(*arguments: Any) -> Any:
         shown.append(sum(len(rows.uris) for rows in patch_matrix(store, spec)))
-        replace(*arguments)
+        return replace(*arguments)
 
     monkeypatch.setattr(steps, "replace_patches", look_first)
     ingest()
