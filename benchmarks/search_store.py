@@ -99,12 +99,13 @@ def known_vectors(
     settings = ExtractorSettings()
     files = homes.image_files(images)
     sample = decode(homes.spread(files, 4), resolved.spec)
-    precision = check_precision(resolved.spec, resolved.backbone, sample, settings.device).precision
+    way = check_precision(resolved.spec, resolved.backbone, sample, settings.device).way
     extractor = FeatureExtractor(
         resolved.spec,
         resolved.backbone,
         device=settings.device,
-        precision=precision,
+        precision=way.precision,
+        runtime=way.runtime,
         batch_size=settings.batch_size,
     )
     wanted = rows * HELD_OUT // (HELD_OUT - 1) * 11 // 10

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from .errors import DeviceError
 
 FLOAT32 = "float32"
+TORCH, ONNX = "torch", "onnxruntime"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a device computes vectors: what it must not change is what they are."""
+
+    precision: str = FLOAT32
+    runtime: str = TORCH
+
+    def __str__(self) -> str:
+        return self.precision if self.runtime == TORCH else f"{self.precision} by {self.runtime}"
+
+    @classmethod
+    def parse(cls, name: str) -> Way:
+        """The way of a name that `str` gave."""
+        precision, _, runtime = name.partition(" by ")
+        return cls(precision, runtime or TORCH)
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 from typing import cast
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from .arrays import DecodedImage, PatchFeatures, Region
 from .backbone import Backbone
 from .dense import DensePass, Pixels
-from .device import DTYPES, FLOAT32, check_device_precision, choose_device
-from .errors import DegenerateFeatures, ImageError, SpecError
+from .device import DTYPES, FLOAT32, ONNX, TORCH, Way, check_device_precision, choose_device
+from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from .grid import PatchGrid
 from .network import CutNetwork, DenseNetwork
+from .onnx import OnnxNetwork
 from .spec import FeatureSpec
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class FeatureExtractor:
     Attributes:
         spec: whose vectors these are.
         device: that computes.
-        precision: ``float32``, ``bf16`` or ``fp16``.
+        way: in which precision it computes, and what runs the network.
         batch_size: patches a forward pass; halved for good when the device's memory runs out, and
             so are the tiles of a dense spec.
     """
@@ -50,13 +51,14 @@ class FeatureExtractor:
         *,
         device: str = "auto",
         precision: str = FLOAT32,
+        runtime: str = TORCH,
         batch_size: int = 32,
         dense_tile: int = 2048,
     ) -> None:
         """Bring a network to its device; the backbone itself is left as it is.
 
         Raises:
-            DeviceError: when device or precision are not there.
+            DeviceError: when device or precision are not there, or the runtime cannot be used.
             SpecError: when `batch_size` is below 1.
         """
         if batch_size < 1:
@@ -64,7 +66,7 @@ class FeatureExtractor:
         self.spec = spec
         self.device = choose_device(device)
         check_device_precision(precision, self.device)
-        self.precision = precision
+        self.way = Way(precision, runtime)
         self.batch_size = batch_size
         shared = self.device.type == "cpu" and precision == FLOAT32
         folded = backbone.folded(spec.side)
@@ -79,6 +81,11 @@ class FeatureExtractor:
         self._buffer: Tensor | None = None
         self._turn = threading.Lock()
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
+        self._run: Callable[[Tensor], Tensor] = self._network
+        if runtime == ONNX:
+            if self.device.type != "cpu" or precision != FLOAT32 or spec.mode == "dense":
+                raise DeviceError(f"{ONNX} runs the mode exact on the CPU in float32 only")
+            self._run = OnnxNetwork(self._network, spec.side)
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """Compute the vectors of several images, their patches packed into full batches.
@@ -258,7 +265,7 @@ class FeatureExtractor:
     def forward(self, batch: Tensor) -> Tensor:
         """Run a normalised batch, (N, 3, S, S), to raw vectors float32 (N, D); the bare pass."""
         with self._arithmetic():
-            vectors: Tensor = self._network(batch)
+            vectors = self._run(batch)
         return vectors.float()
 
     def _dense_pass(self, backbone: Backbone, tile: int) -> DensePass:
@@ -283,8 +290,8 @@ class FeatureExtractor:
         )
 
     def _arithmetic(self) -> AbstractContextManager[object]:
-        if self.precision != FLOAT32:
-            return torch.autocast(self.device.type, DTYPES[self.precision])
+        if self.way.precision != FLOAT32:
+            return torch.autocast(self.device.type, DTYPES[self.way.precision])
         if self.device.type == "cuda":
             # By default cuDNN rounds float32 convolutions to TF32: 1e-3 off.
             return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

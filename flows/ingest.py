@@ -115,14 +115,14 @@ def _ingest(
         ears.phase("loading the network")
         from .models import Model  # torch takes seconds, and most runs find nothing to do
 
-        model = Model(engine, stored, precision)
+        model = Model(engine, stored, precision, images=pending)
         ears.queued(pending)
         ears.phase("computing")
         limits = LeaseLimits(settings.batch_images, settings.batch_pixels, store.lease_s)
         summary.patches = _compute(
             engine, folder, source_id, stored, run_id, model, limits, settings.window, ears
         )
-        summary.precision = model.precision
+        summary.precision = None if model.way is None else str(model.way)
     build_index(
         engine,
         stored,

@@ -15,9 +15,10 @@ from sqlalchemy import Engine
 from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
-from extractor.errors import ImageError
+from extractor.device import FLOAT32, Way
+from extractor.errors import DeviceError, ImageError
 from extractor.features import FeatureExtractor
-from extractor.precision import check_precision, device_kind
+from extractor.precision import check_kind, check_precision
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
@@ -67,15 +68,34 @@ def _sample(images: Sequence[DecodedImage]) -> list[DecodedImage]:
 class Model:
     """Computes the vectors of one run.
 
-    With precision `auto` the first batch decides: the fastest precision whose vectors agree with
-    float32, unless the store knows the answer for this spec and kind of device already.
+    With precision `auto` the first batch decides: the fastest way whose vectors agree with float32,
+    unless the store knows the answer for this spec and kind of device already. A precision that is
+    asked for is always computed by torch.
     """
 
     def __init__(
-        self, engine: Engine, stored: StoredSpec, precision: str, *, record: bool = True
+        self,
+        engine: Engine,
+        stored: StoredSpec,
+        precision: str,
+        *,
+        images: int,
+        record: bool = True,
     ) -> None:
-        """`record` keeps what `auto` finds in the store. Raises WeightsError, DeviceError."""
+        """Loads the network.
+
+        Args:
+            engine: the store.
+            stored: the spec.
+            precision: `auto`, or one of `extractor.device`.
+            images: how many are to be computed: what takes long to set up must repay.
+            record: keep what `auto` finds in the store.
+
+        Raises:
+            WeightsError, DeviceError.
+        """
         self._record = record
+        self._images = images
         self._engine = engine
         self._stored = stored
         self._spec = FeatureSpec.model_validate(stored.recipe)
@@ -86,12 +106,12 @@ class Model:
         self._backbone: Backbone = self._on_thread(load, stored)
         self._extractor: FeatureExtractor | None = None
         if precision != "auto":
-            self._extractor = self._make(precision)
+            self._extractor = self._make(Way(precision))
 
     @property
-    def precision(self) -> str | None:
-        """What the vectors are computed in; None before the first batch under `auto`."""
-        return self._extractor.precision if self._extractor else None
+    def way(self) -> Way | None:
+        """How the vectors are computed; None before the first batch under `auto`."""
+        return self._extractor.way if self._extractor else None
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """The vectors of each image, in order."""
@@ -103,36 +123,46 @@ class Model:
 
     def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         if self._extractor is None:
-            self._extractor = self._make(self._choose_precision(images))
+            self._extractor = self._usable(self._choose(images))
         return self._extractor.extract(images)
 
-    def _make(self, precision: str) -> FeatureExtractor:
+    def _usable(self, way: Way) -> FeatureExtractor:
+        """An extractor of that way, or else of float32: what was found once may fail today."""
+        try:
+            return self._make(way)
+        except DeviceError as error:
+            logger.warning("computing in %s: %s", FLOAT32, error)
+            return self._make(Way())
+
+    def _make(self, way: Way) -> FeatureExtractor:
         return FeatureExtractor(
             self._spec,
             self._backbone,
             device=self._settings.device,
-            precision=precision,
+            precision=way.precision,
+            runtime=way.runtime,
             batch_size=self._settings.batch_size,
             dense_tile=self._settings.dense_tile,
         )
 
-    def _choose_precision(self, images: Sequence[DecodedImage]) -> str:
-        kind = device_kind(self._make("float32").device)
+    def _choose(self, images: Sequence[DecodedImage]) -> Way:
+        device = self._settings.device
+        patches = self._images * sum(len(image.grid) for image in images) // len(images)
+        kind = check_kind(self._spec, device, patches)
         known = recorded_precision(self._engine, self._stored, kind)
         if known is not None:
-            logger.info("precision %s on %s, as checked before", known, kind)
-            return known
-        check = check_precision(
-            self._spec, self._backbone, _sample(images), device=self._settings.device
-        )
-        logger.info("precision %s on %s: %s", check.precision, kind, check.detail)
+            logger.info("computing in %s on %s, as checked before", known, kind)
+            return Way.parse(known)
+        check = check_precision(self._spec, self._backbone, _sample(images), device, patches)
+        logger.info("computing in %s", check.detail)
         if not self._record:
-            return check.precision
-        return record_precision(
+            return check.way
+        recorded = record_precision(
             self._engine,
             self._stored,
             device_kind=kind,
-            precision=check.precision,
+            precision=str(check.way),
             min_cosine=check.min_cosine,
             detail=check.detail,
         )
+        return Way.parse(recorded)

@@ -115,7 +115,7 @@ def _measure(
     precision: str,
 ) -> float:
     """Patches a second, decoding included, over a few images spread over the source."""
-    model = Model(engine, stored, precision, record=False)
+    model = Model(engine, stored, precision, images=len(files), record=False)
     spec = FeatureSpec.model_validate(stored.recipe)
     order = np.random.default_rng(0).permutation(len(files))
     images: list[DecodedImage] = []

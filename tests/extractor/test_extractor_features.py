@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from extractor import features as module
 from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
 from extractor.errors import DegenerateFeatures, DeviceError, ImageError, SpecError
@@ -50,6 +51,26 @@ def test_the_batch_size_does_not_change_a_vector(tiny_spec, mean_colour, decode,
     one, many = (cpu(tiny_spec, mean_colour, batch_size=n).extract(images) for n in (1, 100))
     for a, b in zip(one, many, strict=True):
         assert a.vectors == pytest.approx(b.vectors, rel=1e-6)
+
+
+def test_onnx_runtime_gives_the_vectors_of_torch(decode, noise):
+    found = resolve(Recipe(backbone="squeezenet1_1", weights="random:0", patch_size=64, stride=32))
+    images = [decode(noise(130, 70, seed), found.spec) for seed in range(3)]
+    by_torch, by_onnx = (
+        cpu(found.spec, found.backbone, runtime=runtime, batch_size=7).extract(images)
+        for runtime in ("torch", "onnxruntime")
+    )
+    for a, b in zip(by_torch, by_onnx, strict=True):
+        assert b.vectors == pytest.approx(a.vectors, abs=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"mode": "dense"}, {"precision": "bf16"}], ids=str)
+def test_onnx_runtime_is_refused_for_what_it_does_not_run(change, monkeypatch):
+    monkeypatch.setattr(module, "check_device_precision", lambda *_: None)
+    mode = change.pop("mode", "exact")
+    found = resolve(Recipe(backbone="squeezenet1_1", weights="random:0", mode=mode))
+    with pytest.raises(DeviceError, match="in float32 only"):
+        cpu(found.spec, found.backbone, runtime="onnxruntime", **change)
 
 
 def test_no_images_give_no_features(tiny_spec, mean_colour):

@@ -7,8 +7,9 @@ from torch import nn
 from extractor import device as devices
 from extractor import precision
 from extractor.backbone import Backbone, resolve
+from extractor.device import FLOAT32, ONNX, Way
 from extractor.images import read_image
-from extractor.precision import candidates, check_precision, device_kind
+from extractor.precision import candidates, check_kind, check_precision, device_kind
 from extractor.settings import ExtractorSettings
 from extractor.spec import Recipe
 
@@ -45,14 +46,14 @@ def sample(tiny_spec, decode, noise):
 
 def test_a_precision_that_is_fast_and_right_is_chosen(bf16, tiny_spec, sample):
     check = check_precision(tiny_spec, fake(Slow(1e-4)), sample, "cpu")
-    assert check.precision == "bf16"
+    assert check.way == Way("bf16")
     assert 0.999 <= check.min_cosine <= 1
     assert check.speedup > 1
 
 
 def test_a_precision_that_is_fast_and_wrong_is_not(bf16, tiny_spec, sample):
     check = check_precision(tiny_spec, fake(Slow(1.0)), sample, "cpu")
-    assert (check.precision, check.min_cosine, check.speedup) == ("float32", 1.0, 1.0)
+    assert (check.way, check.min_cosine, check.speedup) == (Way(), 1.0, 1.0)
     assert "bf16" in check.detail and "lowest cosine 0.9" in check.detail
     assert "\n" not in check.detail
 
@@ -63,18 +64,63 @@ def test_a_precision_that_is_right_and_slow_is_not(bf16, tiny_spec, sample):
 
 def test_a_precision_that_overflows_is_not(bf16, tiny_spec, sample):
     check = check_precision(tiny_spec, fake(Slow(float("inf"))), sample, "cpu")
-    assert check.precision == "float32"
+    assert check.way == Way()
 
 
 def test_without_a_sample_or_a_candidate_it_is_float32(bf16, tiny_spec, sample, monkeypatch):
-    assert check_precision(tiny_spec, fake(Slow(0.0)), [], "cpu").precision == "float32"
+    assert check_precision(tiny_spec, fake(Slow(0.0)), [], "cpu").way == Way()
     monkeypatch.setattr(precision, "candidates", lambda _: ())
-    assert check_precision(tiny_spec, fake(Slow(0.0)), sample, "cpu").precision == "float32"
+    check = check_precision(tiny_spec, fake(Slow(0.0)), sample, "cpu", patches=10)
+    assert check.way == Way()
 
 
 def test_the_kind_of_a_processor_names_its_instructions():
     assert device_kind(CPU) in ("cpu", "cpu avx512_bf16", "cpu bf16")
     assert candidates(CPU) == (() if device_kind(CPU) == "cpu" else ("bf16",))
+
+
+@pytest.fixture
+def without_bf16(monkeypatch):
+    monkeypatch.setattr(precision, "candidates", lambda _: ())
+
+
+def test_onnx_runtime_is_tried_where_the_work_repays_it(without_bf16, tiny_spec, sample):
+    found = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=5000)
+    assert f"{Way(FLOAT32, ONNX)} " in found.detail and "lowest cosine 1.0" in found.detail
+    assert found.kind.startswith("cpu") and "onnxruntime" in found.kind
+    small = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=4999)
+    assert "onnxruntime" not in small.detail + small.kind
+
+
+def test_the_kind_of_a_check_is_known_before_it(without_bf16, tiny_spec, sample):
+    for patches in (None, 1, 5000):
+        found = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches)
+        assert found.kind == check_kind(tiny_spec, "cpu", patches)
+
+
+def test_a_network_that_onnx_runtime_cannot_run_stays_with_torch(without_bf16, tiny_spec, sample):
+    check = check_precision(tiny_spec, fake(Unexportable()), sample, "cpu")
+    assert check.way == Way()
+    assert "ONNX Runtime cannot run this network" in check.detail and "\n" not in check.detail
+
+
+class Mean(nn.Module):
+    """Mean colours."""
+
+    def forward(self, patches):
+        return patches.mean((2, 3))
+
+
+class Unexportable(nn.Module):
+    """A network whose Python looks at values, which no exporter can follow."""
+
+    def forward(self, patches):
+        return patches.mean((2, 3)) * (1 if float(patches.sum()) > 0 else 2)
+
+
+@pytest.mark.parametrize("way", [Way(), Way("bf16"), Way(FLOAT32, ONNX)], ids=str)
+def test_a_way_is_known_by_its_name(way):
+    assert Way.parse(str(way)) == way
 
 
 @pytest.mark.weights
@@ -88,7 +134,7 @@ def test_squeezenet_agrees_in_every_native_precision(beside, pictures):
 @pytest.mark.weights
 def test_mobilenet_with_folded_norms_must_stay_in_float32(beside, pictures):
     found, images = pictures("mobilenet_v2", "mobilenet_v2-trunk.pth")
-    assert check_precision(found.spec, found.backbone, images, "cpu").precision == "float32"
+    assert check_precision(found.spec, found.backbone, images, "cpu").way.precision == "float32"
 
 
 @pytest.fixture
