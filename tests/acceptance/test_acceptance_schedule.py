@@ -68,6 +68,7 @@ def deployed(
     """The folder on the shortest schedule, with one GPU slot; a client of the API."""
     from prefect.client.orchestration import get_client
 
+    monkeypatch.setenv("PREFECT_WORKER_QUERY_SECONDS", "2")
     monkeypatch.setenv("PATCHSTORE_CRASHED_AFTER_S", "40")
     monkeypatch.setenv("PATCHSTORE_GPU_SLOT", f"gpu-{pool}")
     options = ("--every", "10s", "--spec", spec.name, "--pool", pool, "--gpu-slots", 1)
@@ -115,3 +116,22 @@ def test_a_killed_worker_blocks_nothing_and_loses_nothing(
 
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere", "--every", "15m"), "nowhere does not exist"),
+        ((".", "--every", "15m", "--spec", "unknown"), "no spec named 'unknown'; known: tiny"),
+        ((".", "--every", "soon"), "'soon' is no interval"),
+        ((".",), "give either --every"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    command: Any, spec: StoredSpec, arguments: tuple[str, ...], said: str
+) -> None:
+    outcome = command("deploy", *arguments)
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: ")
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
