@@ -4,7 +4,10 @@ import asyncio
 import os
 import signal
 import socket
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
@@ -26,9 +29,11 @@ from .errors import PrefectApiAway
 from .prefect_api import prefect_api
 from .settings import FlowSettings
 
+LEAVE_S = 8.0  # who stops a service usually kills it after ten
+
 
 def run_worker(pool: str, limit: int) -> None:
-    """Runs until SIGTERM; SIGINT raises KeyboardInterrupt. A run on its way is ended with it.
+    """Runs until SIGTERM or SIGINT; a run on its way is ended with it.
 
     Args:
         pool: name of the work pool, made where there is none.
@@ -44,7 +49,7 @@ def run_worker(pool: str, limit: int) -> None:
     try:
         asyncio.run(_work(pool, limit))
     except asyncio.CancelledError:
-        return  # by SIGTERM
+        return  # by a signal
     except ExceptionGroup as errors:
         raise PrefectApiAway(
             f"the Prefect API was away for too long: {errors.exceptions[0]}; start the worker again"
@@ -80,8 +85,32 @@ def skip_missed(client: SyncPrefectClient, pool: str) -> None:
 
 
 async def _work(pool: str, limit: int) -> None:
-    work = asyncio.current_task()
-    assert work is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    await ProcessWorker(work_pool_name=pool, name=name, limit=limit).start()
+    worker = ProcessWorker(work_pool_name=pool, name=name, limit=limit)
+    work = asyncio.create_task(worker.start())
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    stop = asyncio.create_task(stopped.wait())
+    await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if not work.done():
+        await _end_runs()
+        work.cancel()
+    await work
+
+
+async def _end_runs() -> None:
+    """Lets the runs say in Prefect that they end; with the worker they would be killed."""
+    told: set[int] = set()
+    deadline = time.monotonic() + LEAVE_S
+    while (running := _children()) and time.monotonic() < deadline:
+        for process in running - told:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+        told |= running
+        await asyncio.sleep(0.1)
+
+
+def _children() -> set[int]:
+    own = os.getpid()
+    return set(map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split()))

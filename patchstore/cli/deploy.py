@@ -88,3 +88,4 @@ def worker(
         server.wait()
         say(f"local Prefect server, until the worker ends: {server.ui_url}")
     run_worker(pool, limit)
+    say("stopped; what was finished is stored, the next run goes on from there")
