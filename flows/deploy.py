@@ -37,9 +37,9 @@ TAG = "patchstore"  # by it the automation knows our runs among those of others
 GPU_SLOT = "patchstore-gpu"
 HEARTBEAT_S = 30  # Prefect sends none more often
 SIGN_OF_LIFE = "prefect.flow-run.heartbeat"
-# The names of final states, our own included. A state is evaluated late (PrefectHQ/prefect parks
-# events of scheduled runs for a while), and then the automation tries to crash a run that has ended
-# well, which the server refuses.
+# The names of final states, our own included. Prefect 3.8 hands the states of scheduled runs to
+# automations up to 15 minutes late; ours then tries to crash a run that has ended, and the server
+# refuses.
 ENDS = {"Completed", "CompletedWithErrors", "Failed", "Crashed", "Cancelled"}
 
 
@@ -62,7 +62,7 @@ class Plan:
 def plan_ingest(request: IngestRequest, schedule: Schedule) -> Plan:
     """The plan of a source and a spec; two folders of one name have different ones."""
     folder = PurePath(request.source).name or "root"
-    digest = hashlib.sha256(request.source.encode()).hexdigest()[:6]
+    digest = hashlib.sha256(f"{request.source}\n{request.spec}".encode()).hexdigest()[:6]
     name = re.sub(r"[/%&<>]", "-", f"{folder}-{request.spec}-{digest}")  # Prefect allows none
     tags = (f"source:{folder}", f"spec:{request.spec}")
     return Plan(ingest, name, {"request": request.model_dump()}, schedule, tags)

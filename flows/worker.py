@@ -87,6 +87,7 @@ def skip_missed(client: SyncPrefectClient, pool: str) -> None:
 async def _work(pool: str, limit: int) -> None:
     name = f"{socket.gethostname()}-{os.getpid()}"
     worker = ProcessWorker(work_pool_name=pool, name=name, limit=limit)
+    others = _children()  # such as the local Prefect server, which others may use
     work = asyncio.create_task(worker.start())
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,16 +95,16 @@ async def _work(pool: str, limit: int) -> None:
     stop = asyncio.create_task(stopped.wait())
     await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
     if not work.done():
-        await _end_runs()
+        await _end_runs(others)
         work.cancel()
     await work
 
 
-async def _end_runs() -> None:
+async def _end_runs(others: set[int]) -> None:
     """Lets the runs say in Prefect that they end; with the worker they would be killed."""
     told: set[int] = set()
     deadline = time.monotonic() + LEAVE_S
-    while (running := _children()) and time.monotonic() < deadline:
+    while (running := _children() - others) and time.monotonic() < deadline:
         for process in running - told:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)
