@@ -64,7 +64,7 @@ def plan_ingest(request: IngestRequest, schedule: Schedule) -> Plan:
     folder = PurePath(request.source).name or "root"
     digest = hashlib.sha256(f"{request.source}\n{request.spec}".encode()).hexdigest()[:6]
     name = re.sub(r"[/%&<>]", "-", f"{folder}-{request.spec}-{digest}")  # Prefect allows none
-    tags = (f"source:{folder}", f"spec:{request.spec}")
+    tags = (f"source:{request.source}", f"spec:{request.spec}")
     return Plan(ingest, name, {"request": request.model_dump()}, schedule, tags)
 
 

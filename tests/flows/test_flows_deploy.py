@@ -48,12 +48,13 @@ def changes_of_automations(client: Any) -> list[str]:
 def test_a_deployment_names_its_source_and_spec_and_lets_one_run_be(client: Any, pool: str) -> None:
     from flows.deploy import deploy
 
-    wanted = plan(f"/srv/{uuid4().hex}/photos")
+    source = f"/srv/{uuid4().hex}/photos"
+    wanted = plan(source)
     address = deploy(client, wanted, pool)
     made = read(client, wanted)
     assert made.name.startswith("photos-default-")
     assert made.entrypoint == "flows.ingest.ingest"
-    assert set(made.tags) == {"patchstore", "source:photos", "spec:default"}
+    assert set(made.tags) == {"patchstore", f"source:{source}", "spec:default"}
     assert made.global_concurrency_limit.limit == 1
     assert made.concurrency_options.collision_strategy == "CANCEL_NEW"
     assert made.job_variables["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
