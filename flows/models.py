@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
@@ -28,6 +29,7 @@ SAMPLE_PATCHES = 32
 SAMPLE_PATCHES_AN_IMAGE = 4
 
 T = TypeVar("T")
+Slot = Callable[[], AbstractContextManager[None]]
 
 _load_lock = threading.Lock()
 
@@ -81,6 +83,7 @@ class Model:
         *,
         images: int,
         record: bool = True,
+        slot: Slot = nullcontext,
     ) -> None:
         """Loads the network.
 
@@ -90,12 +93,14 @@ class Model:
             precision: `auto`, or one of `extractor.device`.
             images: how many are to be computed: what takes long to set up must repay.
             record: keep what `auto` finds in the store.
+            slot: held while the device works.
 
         Raises:
             WeightsError, DeviceError.
         """
         self._record = record
         self._images = images
+        self._slot = slot
         self._engine = engine
         self._stored = stored
         self._spec = FeatureSpec.model_validate(stored.recipe)
@@ -122,9 +127,10 @@ class Model:
         return self._thread.submit(copy_context().run, call, *arguments).result()
 
     def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
-        if self._extractor is None:
-            self._extractor = self._usable(self._choose(images))
-        return self._extractor.extract(images)
+        with self._slot():
+            if self._extractor is None:
+                self._extractor = self._usable(self._choose(images))
+            return self._extractor.extract(images)
 
     def _usable(self, way: Way) -> FeatureExtractor:
         """An extractor of that way, or else of float32: what was found once may fail today."""
