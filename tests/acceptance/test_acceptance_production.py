@@ -1,6 +1,7 @@
 """The services of `docker-compose.yml`, with its commands and variables, as processes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,34 +42,36 @@ class Machine:
     running: dict[str, "subprocess.Popen[str]"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("postgres", "prefect", "serve"):
+        for name in self.services:
+            (self.folder / f"tmp-of-{name}").mkdir()
             with listen("127.0.0.1", 0) as probe:
                 self.ports[name] = probe.getsockname()[1]
 
     def here(self, name: str, text: str) -> str:
         """A text of the file as it must read on this machine."""
         places = {
-            "/run/secrets": self.folder / "secrets" / name,
-            "/var/lib/patchstore": self.folder / "home",
-            "/tmp/prefect": self.folder / f"prefect-of-{name}",
-            "/pictures": self.pictures,
+            "/run/secrets": f"{self.folder}/secrets/{name}",
+            "/var/lib/patchstore": f"{self.folder}/home",
+            "/tmp/": f"{self.folder}/tmp-of-{name}/",
+            "/pictures": f"{self.pictures}",
             "0.0.0.0": "127.0.0.1",
-            "127.0.0.1:8080": f"127.0.0.1:{self.ports['serve']}",
+            "127.0.0.1:8080": f"127.0.0.1:{self.ports[name]}",
             "127.0.0.1:4200": f"127.0.0.1:{self.ports['prefect']}",
             "//prefect:4200": f"//127.0.0.1:{self.ports['prefect']}",
             "@postgres:5432": f"@127.0.0.1:{self.ports['postgres']}",
         }
-        for place, instead in places.items():
-            text = text.replace(place, str(instead))
-        return text
+        place = "|".join(map(re.escape, places))
+        return re.sub(place, lambda found: places[found[0]], text)
 
     def variables(self, name: str) -> dict[str, str]:
         """What the file sets and what an image has, and nothing of this process."""
         given = self.services[name].get("environment", {}).items()
         return {
             "PATH": os.pathsep.join(map(str, (PYTHON, self.postgres, "/usr/bin", "/bin"))),
-            "HOME": str(self.folder / "home"),
+            "HOME": f"{self.folder}/home",
             "PGPORT": str(self.ports["postgres"]),
+            "PREFECT_SERVER_API_PORT": str(self.ports["prefect"]),
+            "PREFECT_WORKER_WEBSERVER_PORT": str(self.ports["worker"]),
             **{variable: self.here(name, value) for variable, value in given},
         }
 
@@ -174,7 +177,7 @@ def test_the_services_of_the_compose_file_answer_a_question(
     for n in range(3):
         paint(f"{n}.png", n)
     start_postgres(machine)
-    machine.start("prefect", f"--port={machine.ports['prefect']}")
+    machine.start("prefect")
     migrated = machine.run("migrate")
     assert migrated.returncode == 0, migrated.stderr
     machine.start("serve", f"--port={machine.ports['serve']}")
