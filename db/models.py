@@ -4,6 +4,8 @@
 `db.specs` when a spec is added and are no part of this metadata.
 """
 
+from datetime import datetime
+
 from pgvector.sqlalchemy import VECTOR
 from sqlalchemy import (
     REAL,
@@ -44,7 +46,7 @@ metadata = MetaData(
 now = func.now()
 
 
-def timestamp(name: str, *, required: bool = True) -> Column[object]:
+def timestamp(name: str, *, required: bool = True) -> Column[datetime]:
     """A point in time; a required one defaults to the transaction's start."""
     default = now if required else None
     return Column(name, DateTime(timezone=True), nullable=not required, server_default=default)

@@ -4,6 +4,8 @@ import logging
 import os
 from pathlib import Path
 
+from dotenv import load_dotenv
+
 from . import local_server
 from .local_server import LocalServer
 
@@ -20,23 +22,26 @@ DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(ROOMS),
     # The same libraries log outside of runs too, and that is no reason for a warning.
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    # A command prints its own progress; the run's log in Prefect keeps everything.
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
 }
 
 
-def prepare(home: Path) -> LocalServer | None:
+def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
     """Sets what Prefect reads on import, and starts a local server where no API is configured.
 
     Args:
         home: Prefect's own files go below it.
+        console: level of what Prefect and the runs log to standard error. A command prints its own
+            progress; the run's log in Prefect keeps everything.
 
     Returns:
         The local server, perhaps not up yet; None where `PREFECT_API_URL` names one.
     """
+    # Also for the processes started from here: a run of a worker has a folder of its own.
+    load_dotenv(".env")
+    os.environ["PATCHSTORE_HOME"] = str(home)
     folder = prefect_home(home)
     local = not os.environ.get("PREFECT_API_URL")
-    defaults = DEFAULTS.copy()
+    defaults = DEFAULTS | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console}
     if local:
         defaults["PREFECT_HOME"] = str(folder)
         defaults["PREFECT_UI_STATIC_DIRECTORY"] = str(folder / "ui")

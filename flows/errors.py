@@ -2,6 +2,9 @@
 
 FlowError
 ├── SourceError           the folder is not there or cannot be listed: a person must act
+├── ScheduleError         an interval, a cron line or a time zone that cannot be read
+├── PrefectApiError       the Prefect API refuses what it is asked: a person must act
+│   └── PrefectApiAway    it does not answer just now: try again
 └── TransientReadError    some files of a batch could not be read just now: try again
 
 `is_transient` is the one place that decides what a task tries again.
@@ -18,12 +21,23 @@ class SourceError(FlowError):
     """The source cannot be listed."""
 
 
+class ScheduleError(FlowError):
+    """When to run cannot be understood."""
+
+
+class PrefectApiError(FlowError):
+    """The Prefect API refuses."""
+
+
+class PrefectApiAway(PrefectApiError):
+    """The Prefect API does not answer."""
+
+
 class TransientReadError(FlowError):
     """Some files could not be read; the next try reads only those."""
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same step may succeed when tried again: connections, locks, time-outs."""
-    return isinstance(
-        error, TransientStoreError | TransientReadError | TimeoutError | ConnectionError
-    )
+    kinds = TransientStoreError | TransientReadError | PrefectApiAway
+    return isinstance(error, kinds | TimeoutError | ConnectionError)

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -34,8 +34,10 @@ from extractor.spec import FeatureSpec
 from .artifacts import publish_failures, publish_summary
 from .batch import Batch
 from .environment import let_libraries_log
+from .gpu import gpu_slot
 from .heartbeat import Heartbeat
 from .progress import Listener, Summary, listener
+from .request import IngestRequest, Precision
 from .scan import scan
 from .settings import FlowSettings
 from .sources import FolderSource
@@ -44,15 +46,13 @@ from .tasks import compute_features, extract_patches, lease_images, upsert_featu
 if TYPE_CHECKING:
     from .models import Model
 
-Precision = Literal["auto", "float32", "bf16", "fp16"]
 STEPS = 3
 
 
 def run_name() -> str:
     """`ingest shelf-photos 2026-11-23 14:00`."""
-    parameters: dict[str, Any] = flow_run.parameters
-    folder = PurePath(str(parameters["source"])).name or str(parameters["source"])
-    return f"ingest {folder} {datetime.now():%Y-%m-%d %H:%M}"
+    source = IngestRequest.model_validate(flow_run.parameters["request"]).source
+    return f"ingest {PurePath(source).name or source} {datetime.now():%Y-%m-%d %H:%M}"
 
 
 @flow(
@@ -61,13 +61,8 @@ def run_name() -> str:
     task_runner=ThreadPoolTaskRunner(max_workers=STEPS * FlowSettings().window),  # type: ignore[arg-type]
     persist_result=False,
 )
-def ingest(source: str, spec: str, precision: Precision = "auto") -> State[Any]:
+def ingest(request: IngestRequest) -> State[Any]:
     """Brings the vectors of a folder up to date.
-
-    Args:
-        source: the folder.
-        spec: name of a spec in the store.
-        precision: what the forward pass computes in; `auto` checks and takes the fastest good one.
 
     Returns:
         Completed, or Completed named `CompletedWithErrors` where some images failed.
@@ -78,13 +73,13 @@ def ingest(source: str, spec: str, precision: Precision = "auto") -> State[Any]:
     ears.started()
     begun = time.monotonic()
     engine = connect()
-    folder = FolderSource(source)
-    stored = get_spec(engine, spec)
+    folder = FolderSource(request.source)
+    stored = get_spec(engine, request.spec)
     source_id = open_source(engine, folder.root)
     run_id = start_run(engine, source_id, stored)
     try:
         with Heartbeat(engine, run_id, StoreSettings().lease_s):
-            summary = _ingest(engine, folder, source_id, stored, run_id, precision, ears)
+            summary = _ingest(engine, folder, source_id, stored, run_id, request.precision, ears)
     except BaseException:
         finish_run(engine, run_id, "failed", None)
         raise
@@ -115,7 +110,7 @@ def _ingest(
         ears.phase("loading the network")
         from .models import Model  # torch takes seconds, and most runs find nothing to do
 
-        model = Model(engine, stored, precision)
+        model = Model(engine, stored, precision, slot=gpu_slot)
         ears.queued(pending)
         ears.phase("computing")
         limits = LeaseLimits(settings.batch_images, settings.batch_pixels, store.lease_s)

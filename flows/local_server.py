@@ -32,17 +32,6 @@ POLL_S = 2.0
 START_TIMEOUT_S = 120.0
 EXEC_TRIES = 25
 
-# Services for deployments, workers and automations, which a command's own server never has.
-IDLE_SERVICES = (
-    "CANCELLATION_CLEANUP",
-    "FOREMAN",
-    "LATE_RUNS",
-    "PAUSE_EXPIRATIONS",
-    "REPOSSESSOR",
-    "SCHEDULER",
-    "TRIGGERS",
-)
-
 _in_use: dict[Path, int] = {}  # file descriptors, held open, and so locked, until this process ends
 
 
@@ -152,8 +141,11 @@ def _leave_when_idle(folder: Path) -> None:
 
 
 def _settings(server: LocalServer) -> dict[str, str]:
-    idle = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES}
-    return idle | {
+    return {
+        # In memory, the place of a run that was on its way when the server ended stays taken.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+            "prefect.server.concurrency.lease_storage.filesystem"
+        ),
         "PREFECT_SERVER_UI_API_URL": server.api_url,
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
@@ -27,6 +28,7 @@ SAMPLE_PATCHES = 32
 SAMPLE_PATCHES_AN_IMAGE = 4
 
 T = TypeVar("T")
+Slot = Callable[[], AbstractContextManager[None]]
 
 _load_lock = threading.Lock()
 
@@ -72,10 +74,20 @@ class Model:
     """
 
     def __init__(
-        self, engine: Engine, stored: StoredSpec, precision: str, *, record: bool = True
+        self,
+        engine: Engine,
+        stored: StoredSpec,
+        precision: str,
+        *,
+        record: bool = True,
+        slot: Slot = nullcontext,
     ) -> None:
-        """`record` keeps what `auto` finds in the store. Raises WeightsError, DeviceError."""
+        """`record` keeps what `auto` finds in the store; `slot` is held while the device works.
+
+        Raises WeightsError, DeviceError.
+        """
         self._record = record
+        self._slot = slot
         self._engine = engine
         self._stored = stored
         self._spec = FeatureSpec.model_validate(stored.recipe)
@@ -102,9 +114,10 @@ class Model:
         return self._thread.submit(copy_context().run, call, *arguments).result()
 
     def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
-        if self._extractor is None:
-            self._extractor = self._make(self._choose_precision(images))
-        return self._extractor.extract(images)
+        with self._slot():
+            if self._extractor is None:
+                self._extractor = self._make(self._choose_precision(images))
+            return self._extractor.extract(images)
 
     def _make(self, precision: str) -> FeatureExtractor:
         return FeatureExtractor(

@@ -21,3 +21,19 @@ class FlowSettings(BaseSettings):
     retry_delay_s: float = Field(
         1.0, gt=0, description="First delay; it doubles with each try, with jitter."
     )
+    gpu_slot: str | None = Field(
+        None,
+        min_length=1,
+        description="Prefect concurrency limit of which a slot is held during each forward pass.",
+    )
+    start_grace_s: int = Field(
+        60,
+        ge=60,
+        le=86_400,
+        description="Seconds that a scheduled run may take to start before another may.",
+    )
+    crashed_after_s: int = Field(
+        90,
+        ge=35,
+        description="Seconds without a sign of life after which a scheduled run counts as crashed.",
+    )

@@ -37,8 +37,8 @@ class FolderSource:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises SourceError unless `folder` is one that can be listed."""
-        path = absolute(folder)
+        """A path or a URI. Raises SourceError unless it is a folder that can be listed."""
+        path = absolute(path_of(str(folder)))
         if not path.exists():
             raise SourceError(f"{folder} does not exist; expected a folder with images")
         if not path.is_dir():

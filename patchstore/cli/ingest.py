@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from flows.progress import Summary
+    from flows.request import IngestRequest
 
 # The words that scripts rely on.
 SUMMARY_KEYS = (
@@ -64,6 +65,7 @@ def ingest(
     from db.settings import StoreSettings
     from extractor.allocator import keep_freed_memory
     from flows import environment
+    from flows.request import IngestRequest
     from flows.sources import FolderSource
 
     keep_freed_memory()
@@ -87,7 +89,10 @@ def ingest(
             import flows.models  # noqa: F401  torch: now, rather than in the middle of the run
     if server is not None:
         server.wait()
-    summary, startup_s = run(source, stored.name, precision.value, begun)
+    request = IngestRequest.model_validate(
+        {"source": source, "spec": stored.name, "precision": precision.value}
+    )
+    summary, startup_s = run(request, begun)
     if as_json:
         print_json({key: getattr(summary, key) for key in SUMMARY_KEYS})
     else:
@@ -109,7 +114,7 @@ def _has_work(engine: "Engine", root: str, spec: str) -> bool:
     return not standing or any(row.pending or row.leased for row in standing)
 
 
-def run(source: str, spec: str, precision: str, begun: float) -> tuple["Summary", float]:
+def run(request: "IngestRequest", begun: float) -> tuple["Summary", float]:
     """Runs the flow with a progress bar; ends the command where the run itself failed.
 
     `begun` is when the command started, of `time.monotonic`. Prefect's environment must stand.
@@ -123,7 +128,7 @@ def run(source: str, spec: str, precision: str, begun: float) -> tuple["Summary"
     from .progress import ProgressBar
 
     with ProgressBar(begun) as bar, listening(bar):
-        state: Any = flow(source, spec, precision, return_state=True)
+        state: Any = flow(request, return_state=True)
     if state.is_failed() or state.is_crashed() or bar.summary is None:
         error = state.result(raise_on_failure=False)
         detail = causes(error) if isinstance(error, BaseException) else state.message

@@ -3,7 +3,7 @@
 import click
 import typer
 
-from . import database, ingest, metadata, reports, search, serve, spec
+from . import database, deploy, ingest, metadata, reports, search, serve, spec
 from .console import INTERRUPTED, causes, fail, say
 from .startup import Leaving
 
@@ -17,6 +17,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ingest")(ingest.ingest)
+app.command("deploy")(deploy.deploy)
+app.command("worker")(deploy.worker)
 app.command("search")(search.search)
 app.command("serve")(serve.serve)
 app.command("status")(reports.status)

@@ -38,11 +38,15 @@ Ingest = Callable[..., tuple[object, Summary | None]]
 def ingest(prefect_api: str, spec: StoredSpec, folder: Path) -> Ingest:
     """Runs the flow over `folder`; returns its final state and its summary."""
     from flows.ingest import ingest as flow
+    from flows.request import IngestRequest
 
     def run(source: Path = folder, precision: str = "float32") -> tuple[object, Summary | None]:
         ear = Ear()
         with listening(ear):
-            state = flow(str(source), spec.name, precision, return_state=True)
+            state = flow(
+                IngestRequest(source=str(source), spec=spec.name, precision=precision),
+                return_state=True,
+            )
         return state, ear.summary
 
     return run

@@ -1,0 +1,33 @@
+"""The Prefect API as commands see it: a client whose errors are one line for a person."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.deployments.runner import DeploymentApplyError
+from prefect.settings import get_current_settings
+
+from .errors import PrefectApiAway, PrefectApiError
+
+
+@contextmanager
+def prefect_api() -> Iterator[SyncPrefectClient]:
+    """A client of the API of `PREFECT_API_URL`. Raises PrefectApiError, PrefectApiAway."""
+    address = httpx.URL(str(get_current_settings().api.url)).copy_with(userinfo=b"")
+    try:
+        with get_client(sync_client=True) as client:
+            if trouble := client.api_healthcheck():
+                raise PrefectApiAway(
+                    f"the Prefect API at {address} does not answer: {trouble}; "
+                    "start it, or set PREFECT_API_URL to one that runs"
+                ) from trouble
+            yield client
+    except httpx.HTTPStatusError as error:
+        hint = "; see PREFECT_API_AUTH_STRING" if error.response.status_code == 401 else ""
+        raise PrefectApiError(
+            f"the Prefect API at {address} refuses: {error.response.status_code} "
+            f"{error.response.text}{hint}"
+        ) from error
+    except (httpx.HTTPError, DeploymentApplyError) as error:
+        raise PrefectApiError(f"the Prefect API at {address}: {error}") from error

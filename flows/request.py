@@ -1,0 +1,25 @@
+"""What a run of a flow is asked to do. Prefect's UI makes a form of it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+
+
+class IngestRequest(BaseModel):
+    """Bring the vectors of one folder up to date."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="Folder with images: its absolute path on the machine of the worker.",
+    )
+    spec: str = Field(min_length=1, description="Name of a spec in the store.")
+    precision: Precision = Field(
+        "auto",
+        description="What the forward pass computes in; "
+        "auto checks and takes the fastest that agrees with float32.",
+    )

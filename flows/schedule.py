@@ -1,0 +1,51 @@
+"""When something runs: an interval such as `15m`, or a cron line in a time zone."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from prefect.schedules import Schedule
+
+from .errors import ScheduleError
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+SHORTEST = timedelta(seconds=10)  # a run takes about as long to start
+ANCHOR = datetime(2020, 1, 1, tzinfo=UTC)  # fixed, so that deploying again moves no run
+
+
+def read_schedule(every: str | None, cron: str | None, timezone: str) -> Schedule:
+    """The schedule of an interval or of a cron line in a time zone. Raises ScheduleError."""
+    if cron is not None and every is None:
+        return cron_schedule(cron, timezone)
+    if every is not None and cron is None:
+        return interval_schedule(every)
+    raise ScheduleError("give either --every, such as 15m, or --cron, such as '0 3 * * *'")
+
+
+def interval_schedule(interval: str) -> Schedule:
+    """A run every `90s`, `15m`, `6h` or `1d`, counted from midnight UTC. Raises ScheduleError."""
+    match = re.fullmatch(r"(\d{1,5})([smhd])", interval)
+    length = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else None
+    if length is None or length < SHORTEST:
+        raise ScheduleError(
+            f"{interval!r} is no interval; expected a number and s, m, h or d, such as 15m, "
+            f"and {SHORTEST.seconds}s at least"
+        )
+    return Schedule(interval=length, anchor_date=ANCHOR)
+
+
+def cron_schedule(line: str, timezone: str) -> Schedule:
+    """A run whenever a cron line says so in a time zone. Raises ScheduleError."""
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ScheduleError(
+            f"{timezone!r} is no time zone; expected a name such as Europe/Berlin"
+        ) from None
+    try:
+        return Schedule(cron=line, timezone=timezone, anchor_date=ANCHOR)
+    except ValueError:
+        raise ScheduleError(
+            f"{line!r} is no cron line; expected minute, hour, day, month and weekday, "
+            "such as '0 3 * * *'"
+        ) from None
