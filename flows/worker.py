@@ -13,12 +13,13 @@ from .prefect_api import prefect_api
 from .settings import FlowSettings
 
 
-def run_worker(pool: str, limit: int) -> None:
+def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
     """Runs until SIGTERM; SIGINT raises KeyboardInterrupt. A run on its way is ended with it.
 
     Args:
         pool: name of the work pool, made where there is none.
         limit: runs at a time.
+        healthcheck: whether to answer `GET /health`, where `PREFECT_WORKER_WEBSERVER_...` say.
 
     Raises:
         PrefectApiError: the API refuses, or has been away for long.
@@ -27,7 +28,7 @@ def run_worker(pool: str, limit: int) -> None:
         ensure_pool(client, pool)
         ensure_crash_detection(client, FlowSettings().crashed_after_s)
     try:
-        asyncio.run(_work(pool, limit))
+        asyncio.run(_work(pool, limit, healthcheck))
     except asyncio.CancelledError:
         return  # by SIGTERM
     except ExceptionGroup as errors:
@@ -36,9 +37,10 @@ def run_worker(pool: str, limit: int) -> None:
         ) from errors
 
 
-async def _work(pool: str, limit: int) -> None:
+async def _work(pool: str, limit: int, healthcheck: bool) -> None:
     work = asyncio.current_task()
     assert work is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    await ProcessWorker(work_pool_name=pool, name=name, limit=limit).start()
+    worker = ProcessWorker(work_pool_name=pool, name=name, limit=limit)
+    await worker.start(with_healthcheck=healthcheck)
