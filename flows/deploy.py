@@ -36,8 +36,10 @@ from .settings import FlowSettings
 TAG = "patchstore"  # by it the automation knows our runs among those of others
 GPU_SLOT = "patchstore-gpu"
 HEARTBEAT_S = 30  # Prefect sends none more often
-SIGNS_OF_LIFE = {"prefect.flow-run.Running", "prefect.flow-run.heartbeat"}
-# The names of final states, those of our own included.
+SIGN_OF_LIFE = "prefect.flow-run.heartbeat"
+# The names of final states, our own included. A state is evaluated late (PrefectHQ/prefect parks
+# events of scheduled runs for a while), and then the automation tries to crash a run that has ended
+# well, which the server refuses.
 ENDS = {"Completed", "CompletedWithErrors", "Failed", "Crashed", "Cancelled"}
 
 
@@ -121,7 +123,8 @@ def ensure_pool(client: SyncPrefectClient, name: str) -> None:
 def ensure_crash_detection(client: SyncPrefectClient, within_s: int) -> None:
     """Makes the automation that marks a run as crashed which shows no sign of life.
 
-    A worker that is killed with its run leaves it `Running` or `Pending`, and its place taken.
+    A worker that is killed with its run leaves it `Running`, and its place taken. One that had not
+    begun loses its place by itself, after the grace period.
     """
     wanted = AutomationCore(
         name="patchstore: runs without a sign of life have crashed",
@@ -134,8 +137,8 @@ def ensure_crash_detection(client: SyncPrefectClient, within_s: int) -> None:
                 "prefect.resource.id": f"prefect.tag.{TAG}",
             },
             for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.Pending", *SIGNS_OF_LIFE},
-            expect={*SIGNS_OF_LIFE, *(f"prefect.flow-run.{name}" for name in ENDS)},
+            after={SIGN_OF_LIFE},
+            expect={SIGN_OF_LIFE, *(f"prefect.flow-run.{name}" for name in ENDS)},
             threshold=1,
             within=timedelta(seconds=within_s),
         ),

@@ -4,10 +4,24 @@ import asyncio
 import os
 import signal
 import socket
+from datetime import UTC, datetime
 
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Cancelled
 from prefect.workers.process import ProcessWorker
 
-from .deploy import ensure_crash_detection, ensure_pool
+from .deploy import TAG, ensure_crash_detection, ensure_pool
 from .errors import PrefectApiAway
 from .prefect_api import prefect_api
 from .settings import FlowSettings
@@ -27,6 +41,7 @@ def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
     with prefect_api() as client:
         ensure_pool(client, pool)
         ensure_crash_detection(client, FlowSettings().crashed_after_s)
+        skip_missed(client, pool)
     try:
         asyncio.run(_work(pool, limit, healthcheck))
     except asyncio.CancelledError:
@@ -35,6 +50,34 @@ def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
         raise PrefectApiAway(
             f"the Prefect API was away for too long: {errors.exceptions[0]}; start the worker again"
         ) from errors
+
+
+def skip_missed(client: SyncPrefectClient, pool: str) -> None:
+    """Cancels what was due while no worker was there, but the latest run of each deployment.
+
+    A run takes whatever is pending, so the earlier ones would find nothing to do. Runs that a
+    person asked for stay.
+    """
+    due = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[TAG, "auto-scheduled"]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+    )
+    of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    while True:
+        runs = client.read_flow_runs(
+            flow_run_filter=due,
+            work_pool_filter=of_pool,
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        )
+        latest = {run.deployment_id: run.id for run in reversed(runs)}
+        missed = [run for run in runs if run.id != latest[run.deployment_id]]
+        if not missed:
+            return
+        for run in missed:
+            client.set_flow_run_state(
+                run.id, Cancelled(message="missed; a later run stands for it")
+            )
 
 
 async def _work(pool: str, limit: int, healthcheck: bool) -> None:

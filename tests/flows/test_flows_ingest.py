@@ -20,9 +20,12 @@ from db.errors import TransientStoreError
 from db.reports import failures, patch_matrix, status
 from db.search import SearchOptions, search
 from db.specs import StoredSpec
+from extractor.backbone import resolve
 from extractor.errors import WeightsError
+from extractor.spec import Recipe
 from flows import batch as steps
 from flows import models, scan
+from patchstore.store import register
 
 Paint = Callable[..., Path]
 PATCHES = 9
@@ -239,6 +242,27 @@ def test_two_runs_at_once_share_the_work_and_compute_nothing_twice(
     assert sum(summary.patches for summary in summaries) == 12 * PATCHES
     (row,) = status(store)
     assert (row.done, row.failed, row.pending, row.leased) == (12, 0, 0, 0)
+
+
+def test_two_specs_of_one_folder_may_be_computed_at_once(
+    prefect_api: str, ingest: Any, paint: Paint, folder: Path, store: Engine
+) -> None:
+    from flows.ingest import ingest as flow
+    from flows.request import IngestRequest
+
+    recipe = Recipe(backbone="squeezenet1_1", weights="random:0", patch_size=48, stride=48)
+    coarse = register(store, "coarse", resolve(recipe))
+    for n in range(6):
+        paint(f"{n}.png", n)
+    request = IngestRequest(source=str(folder), spec=coarse.name, precision="float32")
+    runs = [threading.Thread(target=ingest), threading.Thread(target=flow, args=(request,))]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [(row.done, row.failed, row.pending, row.leased) for row in status(store)] == [
+        (6, 0, 0, 0)
+    ] * 2
 
 
 def test_a_changed_content_shows_the_old_until_the_new_is_written(

@@ -1,0 +1,37 @@
+"""What a worker does before it takes runs."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+
+def test_of_missed_runs_the_latest_stays_and_those_by_hand_all_stay(prefect_api: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Scheduled
+
+    from flows.deploy import deploy, plan_ingest
+    from flows.request import IngestRequest
+    from flows.schedule import read_schedule
+    from flows.worker import skip_missed
+
+    request = IngestRequest(source=f"/srv/{uuid4().hex}", spec="default")
+    plan = plan_ingest(request, read_schedule("1d", None, "UTC"))
+    pool = f"pool-{uuid4().hex[:8]}"
+    now = datetime.now(UTC)
+    with get_client(sync_client=True) as client:
+        deploy(client, plan, pool)
+        deployment = client.read_deployment_by_name(plan.full_name)
+
+        def run(minutes_ago: int, *tags: str) -> Any:
+            due = Scheduled(scheduled_time=now - timedelta(minutes=minutes_ago))
+            made = client.create_flow_run_from_deployment(
+                deployment.id, state=due, tags=["patchstore", *tags]
+            )
+            return made.id
+
+        missed = [run(minutes, "auto-scheduled") for minutes in (30, 20)]
+        stays = [run(10, "auto-scheduled"), run(25), run(-60, "auto-scheduled")]
+        skip_missed(client, pool)
+        assert [client.read_flow_run(each).state.name for each in missed] == ["Cancelled"] * 2
+        assert all(client.read_flow_run(each).state.is_scheduled() for each in stays)
+        client.delete_deployment(deployment.id)
