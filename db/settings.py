@@ -1,5 +1,6 @@
 """Where the store is, and how it behaves. Read from the environment and `.env`."""
 
+import os
 from pathlib import Path
 
 import platformdirs
@@ -10,7 +11,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class StoreSettings(BaseSettings):
     """Settings of the store; every field is an environment variable `PATCHSTORE_<FIELD>`."""
 
-    model_config = SettingsConfigDict(env_prefix="PATCHSTORE_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="PATCHSTORE_",
+        env_file=".env",
+        # A secret may be a file named as its variable, in lower case.
+        secrets_dir=os.environ.get("PATCHSTORE_SECRETS_DIR") or None,
+        extra="ignore",
+    )
 
     database_url: SecretStr | None = Field(
         None, description="Postgres with pgvector; unset means the embedded server under `home`."

@@ -32,12 +32,13 @@ from .settings import FlowSettings
 LEAVE_S = 8.0  # who stops a service usually kills it after ten
 
 
-def run_worker(pool: str, limit: int) -> None:
+def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
     """Runs until SIGTERM or SIGINT; a run on its way is ended with it.
 
     Args:
         pool: name of the work pool, made where there is none.
         limit: runs at a time.
+        healthcheck: whether to answer `GET /health`, where `PREFECT_WORKER_WEBSERVER_...` say.
 
     Raises:
         PrefectApiError: the API refuses, or has been away for long.
@@ -47,7 +48,7 @@ def run_worker(pool: str, limit: int) -> None:
         ensure_crash_detection(client, FlowSettings().crashed_after_s)
         skip_missed(client, pool)
     try:
-        asyncio.run(_work(pool, limit))
+        asyncio.run(_work(pool, limit, healthcheck))
     except asyncio.CancelledError:
         return  # by a signal
     except ExceptionGroup as errors:
@@ -84,11 +85,11 @@ def skip_missed(client: SyncPrefectClient, pool: str) -> None:
             )
 
 
-async def _work(pool: str, limit: int) -> None:
+async def _work(pool: str, limit: int, healthcheck: bool) -> None:
     name = f"{socket.gethostname()}-{os.getpid()}"
     worker = ProcessWorker(work_pool_name=pool, name=name, limit=limit)
     others = _children()  # such as the local Prefect server, which others may use
-    work = asyncio.create_task(worker.start())
+    work = asyncio.create_task(worker.start(with_healthcheck=healthcheck))
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

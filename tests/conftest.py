@@ -1,17 +1,21 @@
 """One embedded Postgres and one Prefect API for the whole run; a fresh database for each test."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+import yaml
 from PIL import Image
 from sqlalchemy import URL, Engine
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
 
 _numbers = count()
 
@@ -152,3 +156,11 @@ def paint(folder: Path) -> Paint:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def compose() -> dict[str, Any]:
+    """`docker-compose.yml` as Compose reads it where none of its variables is set."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / "docker-compose.yml").read_text())
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document

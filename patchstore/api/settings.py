@@ -1,5 +1,7 @@
 """What the environment may say to `patchstore serve`."""
 
+import os
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -7,7 +9,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServeSettings(BaseSettings):
     """Settings of the service; every field is an environment variable `PATCHSTORE_<FIELD>`."""
 
-    model_config = SettingsConfigDict(env_prefix="PATCHSTORE_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="PATCHSTORE_",
+        env_file=".env",
+        # A secret may be a file named as its variable, in lower case.
+        secrets_dir=os.environ.get("PATCHSTORE_SECRETS_DIR") or None,
+        extra="ignore",
+    )
 
     api_tokens: SecretStr = Field(
         SecretStr(""), description="SCOPE:TOKEN, with @EXPIRY if it ends, separated by spaces."

@@ -74,6 +74,9 @@ def deploy(
 def worker(
     pool: Pool = POOL,
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    healthcheck: Annotated[
+        bool, typer.Option("--healthcheck", help="Answer GET /health, on port 8080 unless set.")
+    ] = False,
 ) -> None:
     """Carry out scheduled runs until stopped (Ctrl-C or SIGTERM)."""
     from db.settings import StoreSettings
@@ -87,5 +90,5 @@ def worker(
     if server is not None:
         server.wait()
         say(f"local Prefect server, until the worker ends: {server.ui_url}")
-    run_worker(pool, limit)
+    run_worker(pool, limit, healthcheck=healthcheck)
     say("stopped; what was finished is stored, the next run goes on from there")
