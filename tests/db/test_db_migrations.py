@@ -17,14 +17,17 @@ from db.specs import get_spec
 
 TABLES = {
     "alembic_version",
+    "audit",
     "extraction",
     "feature_spec",
     "image",
     "image_location",
+    "index_build",
     "ingest_run",
     "patch_feature",
     "precision_check",
     "source",
+    "spec_alias",
 }
 _numbers = count()
 
