@@ -221,6 +221,7 @@ extraction = Table(
     ),
     Index("ix_extraction_leased", "run_id", postgresql_where=text("state = 'leased'")),
     Index("ix_extraction_image_id", "image_id"),
+    Index("ix_extraction_run_id", "run_id"),
 )
 
 patch_feature_id_seq = Sequence("patch_feature_id_seq", metadata=metadata)

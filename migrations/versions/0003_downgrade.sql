@@ -27,3 +27,5 @@ BEGIN
 END $$;
 
 DROP TABLE patchstore.spec_alias, patchstore.audit, patchstore.index_build;
+
+DROP INDEX patchstore.ix_extraction_run_id;

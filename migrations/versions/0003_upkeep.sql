@@ -29,6 +29,9 @@ CREATE TABLE patchstore.index_build (
     CONSTRAINT fk_index_build_spec_id FOREIGN KEY(spec_id) REFERENCES patchstore.feature_spec (id) ON DELETE CASCADE
 );
 
+-- Deleting a run looks for its extractions, to set their run_id to null.
+CREATE INDEX ix_extraction_run_id ON patchstore.extraction (run_id);
+
 -- The one place that says what a spec's name means. An alias stands wherever a name may; no spec has
 -- the name of an alias.
 CREATE OR REPLACE FUNCTION patchstore.find_spec(spec text) RETURNS patchstore.feature_spec
