@@ -86,18 +86,21 @@ def sample_files(engine: Engine, spec: StoredSpec, count: int) -> list[tuple[str
         return [(row.root, row.uri) for row in rows]
 
 
-def measure_recall(
-    engine: Engine, spec: StoredSpec, queries: Sequence[NDArray[np.float32]]
-) -> float | None:
+def measure_recall(engine: Engine, spec: StoredSpec, queries: NDArray[np.float32]) -> float | None:
     """The share of the 10 nearest patches that searches find; None where they are exact anyway.
 
     Counted by distance: of two patches that are equally far either is right.
+
+    Args:
+        engine: the store.
+        spec: whose index.
+        queries: float32 (Q, D).
     """
-    if not queries or not is_indexed(engine, spec):
+    if not len(queries) or not is_indexed(engine, spec):
         return None
     shares = []
     for start in range(0, len(queries), QUERIES):
-        asked = np.stack(queries[start : start + QUERIES])
+        asked = queries[start : start + QUERIES]
         found = search_many(engine, spec, asked, SearchOptions(K))
         truth = search_many(engine, spec, asked, SearchOptions(K, exact=True))
         for answer, exact in zip(found, truth, strict=True):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
@@ -131,7 +132,8 @@ def _audit(engine: Engine, stored: StoredSpec, request: AuditRequest) -> AuditRe
     ears.phase("searching")
     sample = sample_patches(engine, stored, request.sample)
     report.sampled = len(sample)
-    report.recall = measure_recall(engine, stored, [patch.vector for patch in sample])
+    vectors = np.array([patch.vector for patch in sample], np.float32)
+    report.recall = measure_recall(engine, stored, vectors)
     ears.phase("computing again")
     wrong = [*ledger.images(), *_compute_again(report, stored, sample)]
     _judge(report)

@@ -1,10 +1,10 @@
 """`patchstore audit|reindex|prune|backfill`: what keeps a store sound over the years."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,8 +49,7 @@ def audit(
         name = spec_for_search(engine, spec).name
         from flows.audit import AuditRequest
         from flows.audit import audit as flow
-    with progress():
-        report = flow(AuditRequest(spec=name, sample=sample, requeue=requeue))
+    report: AuditReport = run(flow, AuditRequest(spec=name, sample=sample, requeue=requeue))
     if as_json:
         print_json(report.as_json())
     else:
@@ -76,8 +75,7 @@ def reindex(
         name = spec_for_search(engine, spec).name
         from flows.upkeep import ReindexRequest
         from flows.upkeep import reindex as flow
-    with progress():
-        report = flow(ReindexRequest(spec=name, if_needed=if_needed))
+    report = run(flow, ReindexRequest(spec=name, if_needed=if_needed))
     churn = "" if report.churn is None else f", {report.churn:.0%} of its rows were replaced"
     say(f"index of {name}: {report.outcome}{churn} ({report.seconds:.1f} s)")
     if report.leftovers:
@@ -88,8 +86,7 @@ def prune() -> None:
     """Delete what vanished from the sources, vectors included, for good."""
     with prefect():
         from flows.upkeep import prune as flow
-    with progress():
-        deleted = flow()
+    deleted = run(flow)
     say(
         f"deleted {deleted['locations']} vanished files, {deleted['images']} images, "
         f"{deleted['patches']} patches"
@@ -113,8 +110,7 @@ def backfill(
         from flows.upkeep import backfill as flow
 
         name = get_spec(engine, spec).name
-    with progress():
-        report = flow(BackfillRequest(spec=name, sources=[str(path) for path in sources or ()]))
+    report = run(flow, BackfillRequest(spec=name, sources=[str(path) for path in sources or ()]))
     print_table(
         ("source", "spec", "found", "done", "failed", "pending", "patches"),
         (
@@ -147,15 +143,14 @@ def prefect() -> Iterator["Engine"]:
         server.wait()
 
 
-@contextmanager
-def progress() -> Iterator[None]:
-    """Shows how the flow that is run inside gets on."""
+def run(flow: Callable[..., Any], *requests: object) -> Any:
+    """Runs a flow in this process, shows how it gets on, and returns its report."""
     from flows.progress import listening
 
     from .progress import ProgressBar
 
     with ProgressBar(time.monotonic()) as bar, listening(bar):
-        yield
+        return flow(*requests)
 
 
 def describe(report: "AuditReport") -> list[str]:
@@ -172,7 +167,7 @@ def describe(report: "AuditReport") -> list[str]:
         f"difference is {report.largest_difference:.1e}",
     ]
     if report.skipped:
-        lines.append(f"  {report.skipped} more could not be computed again: their file has changed")
+        lines.append(f"  {report.skipped} more could not be: their file is gone or has changed")
     if report.orphans:
         lines.append(f"  {report.orphans} images are shown by no file: patchstore prune")
     lines += [f"wrong: {problem}" for problem in report.problems]
