@@ -3,10 +3,12 @@
 A rounding changes a value by up to the unit roundoff u of its type: 2^-8 in bf16, 2^-11 in fp16,
 2^-24 in float32. In the deepest networks some `ROUNDINGS` follow one another; their errors point in
 random directions and add up like a random walk: sqrt(ROUNDINGS) u = 32 u. (Measured over patches of
-photographs: 1 u for a ResNet-18, 5 u for a SqueezeNet, 19 u for a MobileNet V2.) In float32 that is
-not all: sums of up to `TERMS` products are rounded, too, and other kernels add in another order; in
-the lower precisions sums are made in float32. A dense vector may also have lain in another tile,
-which moves it by up to `TILE`.
+photographs: 1 u for a ResNet-18, 5 u for a SqueezeNet, 16 u in bf16 for a MobileNet V2.)
+
+In float32 that is not all: sums of up to `TERMS` products are rounded, too, and other kernels add in
+another order; in the lower precisions sums are made in float32. What the choice of a precision lets
+pass, see `extractor.precision`, is right in any case. A dense vector may also have lain in another
+tile, which moves it by up to `TILE`.
 """
 
 from __future__ import annotations
@@ -16,18 +18,22 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from .device import FLOAT32
+from .precision import MIN_COSINE
 from .spec import Mode
 
 ROUNDINGS = 1024  # weights, sums, norm and activation of each layer; DenseNet-201 is the deepest
 TERMS = 25_088  # of one output of VGG's first fully connected layer, the widest
 TILE = 1e-3
 
-_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, "float32": math.sqrt(TERMS) * 2.0**-24}
+_ROUNDOFF = {"bf16": 2.0**-8, "fp16": 2.0**-11, FLOAT32: math.sqrt(TERMS) * 2.0**-24}
 
 
 def tolerance(precision: str | None, mode: Mode) -> float:
     """The largest relative difference of a vector computed in this precision; None: in any."""
     rounding = math.sqrt(ROUNDINGS) * _ROUNDOFF[precision or "bf16"]
+    if precision != FLOAT32:
+        rounding = max(rounding, math.sqrt(2 * (1 - MIN_COSINE)))
     return max(rounding, TILE) if mode == "dense" else rounding
 
 

@@ -17,7 +17,7 @@ from .spec import FeatureSpec
 
 __all__ = ["PrecisionCheck", "candidates", "check_precision", "device_kind"]
 
-_MIN_COSINE = 0.999
+MIN_COSINE = 0.999
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def check_precision(
         found = _measure(spec, backbone, sample, str(target), name)
         agreed = _lowest_cosine(truth.vectors, found.vectors)
         said.append(f"{name} {found.patches_per_s:.0f} patches/s, lowest cosine {agreed:.6f}")
-        if agreed >= _MIN_COSINE and found.patches_per_s > chosen.patches_per_s:
+        if agreed >= MIN_COSINE and found.patches_per_s > chosen.patches_per_s:
             chosen, cosine = found, agreed
     return PrecisionCheck(
         kind,
         chosen.precision,
         cosine,
         chosen.patches_per_s / truth.patches_per_s,
-        f"{kind}: {chosen.precision} ({'; '.join(said)}; at least {_MIN_COSINE} asked for)",
+        f"{kind}: {chosen.precision} ({'; '.join(said)}; at least {MIN_COSINE} asked for)",
     )
 
 
