@@ -5,10 +5,10 @@ A rounding changes a value by up to the unit roundoff u of its type: 2^-8 in bf1
 random directions and add up like a random walk: sqrt(ROUNDINGS) u = 32 u. (Measured over patches of
 photographs: 1 u for a ResNet-18, 5 u for a SqueezeNet, 16 u in bf16 for a MobileNet V2.)
 
-In float32 that is not all: sums of up to `TERMS` products are rounded, too, and other kernels add in
-another order; in the lower precisions sums are made in float32. What the choice of a precision lets
-pass, see `extractor.precision`, is right in any case. A dense vector may also have lain in another
-tile, which moves it by up to `TILE`.
+In float32 that is not all: sums of up to `TERMS` products are rounded, too, and other kernels add
+in another order; in the lower precisions sums are made in float32. What the choice of a precision
+lets pass, see `extractor.precision`, is right in any case. A dense vector may also have lain in
+another tile, which moves it by up to `TILE`.
 """
 
 from __future__ import annotations
