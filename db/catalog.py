@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from .engine import store_errors
 from .specs import StoredSpec
 
-PRUNE_LOCK = 0x70617472  # shared by scans
+PRUNE_LOCK = 0x70617472  # shared by scans, which point at images that pruning would delete
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,25 @@ def start_scan(engine: Engine) -> datetime:
     with store_errors(), engine.connect() as connection:
         started: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
         return started
+
+
+def list_sources(engine: Engine) -> dict[str, int]:
+    """The ids of all sources by their roots, in the order in which they were first ingested."""
+    with store_errors(), engine.connect() as connection:
+        rows = connection.execute(text("SELECT root, id FROM patchstore.source ORDER BY id"))
+        return {row.root: row.id for row in rows}
+
+
+def queue_known(engine: Engine, spec: StoredSpec, source_ids: Sequence[int]) -> int:
+    """Queues for a spec every live image of these sources that it lacks; returns how many.
+
+    Reads no file. From then on the ledger says how much of them is left.
+    """
+    with store_errors(), engine.begin() as connection:
+        _keep_prune_out(connection)
+        return connection.execute(
+            text(_QUEUE), {"spec": spec.id, "sources": list(source_ids)}
+        ).rowcount
 
 
 def known_files(engine: Engine, source_id: int, uris: Sequence[str]) -> dict[str, KnownFile]:
@@ -145,57 +164,10 @@ def finish_scan(
     """
     with store_errors(), engine.begin() as connection:
         _keep_prune_out(connection)
-        connection.execute(
-            text(
-                "INSERT INTO patchstore.extraction (spec_id, image_id) "
-                "SELECT DISTINCT CAST(:spec AS integer), l.image_id"
-                "  FROM patchstore.image_location l"
-                " WHERE l.source_id = :source AND l.vanished_at IS NULL AND l.image_id IS NOT NULL"
-                "   AND NOT EXISTS (SELECT FROM patchstore.extraction e"
-                "                    WHERE e.spec_id = :spec AND e.image_id = l.image_id) "
-                "ORDER BY 2 ON CONFLICT DO NOTHING"
-            ),
-            {"spec": spec.id, "source": source_id},
-        )
+        connection.execute(text(_QUEUE), {"spec": spec.id, "sources": [source_id]})
         if not complete:
             return 0
         return _mark_vanished(connection, source_id, started)
-
-
-def prune(engine: Engine) -> dict[str, int]:
-    """Deletes vanished locations, then images that no location shows, with all their vectors.
-
-    Idempotent. Images that are leased right now stay for the next time, and so does the old content
-    of a changed file while searches show it.
-    """
-    with store_errors(), engine.begin() as connection:
-        # A scan at the same time would point at images that are being deleted.
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({PRUNE_LOCK})"))
-        connection.execute(text(_FORGET_PREVIOUS))
-        locations = connection.execute(
-            text("DELETE FROM patchstore.image_location WHERE vanished_at IS NOT NULL")
-        ).rowcount
-        orphans = (
-            connection.execute(
-                text(
-                    "SELECT i.id FROM patchstore.image i"
-                    " WHERE NOT EXISTS (SELECT FROM patchstore.image_location l"
-                    "                    WHERE l.image_id = i.id)"
-                    "   AND NOT EXISTS (SELECT FROM patchstore.image_location l"
-                    "                    WHERE l.previous_image_id = i.id)"
-                    "   AND NOT EXISTS (SELECT FROM patchstore.extraction e"
-                    "                    WHERE e.image_id = i.id AND e.state = 'leased') "
-                    "ORDER BY i.id FOR UPDATE"
-                )
-            )
-            .scalars()
-            .all()
-        )
-        deleted = {"locations": locations}
-        for name, statement in _PRUNE.items():
-            rows = connection.execute(text(statement), {"images": list(orphans)})
-            deleted[name] = rows.rowcount
-        return deleted
 
 
 def _keep_prune_out(connection: Connection) -> None:
@@ -285,6 +257,16 @@ stored AS (
 SELECT image_id, ARRAY[image_id, old_image_id, before] AS affected, change FROM seen
 """
 
+_QUEUE = """
+INSERT INTO patchstore.extraction (spec_id, image_id)
+SELECT DISTINCT CAST(:spec AS integer), l.image_id
+  FROM patchstore.image_location l
+ WHERE l.source_id = ANY (:sources) AND l.vanished_at IS NULL AND l.image_id IS NOT NULL
+   AND NOT EXISTS (SELECT FROM patchstore.extraction e
+                    WHERE e.spec_id = :spec AND e.image_id = l.image_id)
+ ORDER BY 2 ON CONFLICT DO NOTHING
+"""
+
 _VANISH = """
 UPDATE patchstore.image_location l SET vanished_at = clock_timestamp()
  WHERE l.source_id = :source AND l.vanished_at IS NULL AND l.last_seen < :started
@@ -292,15 +274,3 @@ RETURNING l.image_id, l.previous_image_id, EXISTS (
     SELECT FROM patchstore.image_location n
      WHERE n.source_id = :source AND n.image_id = l.image_id AND n.first_seen >= :started) AS moved
 """
-
-_FORGET_PREVIOUS = """
-UPDATE patchstore.image_location l SET previous_image_id = NULL
- WHERE l.previous_image_id IS NOT NULL AND NOT EXISTS (
-    SELECT FROM patchstore.extraction e WHERE e.image_id = l.previous_image_id AND e.visible)
-"""
-
-_PRUNE = {
-    "patches": "DELETE FROM patchstore.patch_feature WHERE image_id = ANY (:images)",
-    "extractions": "DELETE FROM patchstore.extraction WHERE image_id = ANY (:images)",
-    "images": "DELETE FROM patchstore.image WHERE id = ANY (:images)",
-}

@@ -3,7 +3,9 @@
 StoreError
 ├── ConfigurationError      the database, its extension, a right or a setting: a person must act
 ├── SchemaError             the schema is missing or of another version: `patchstore db upgrade`
-├── SpecConflict            the same name with another recipe
+├── SpecConflict            the name is taken: by another recipe, a spec or an alias
+├── SpecInUse               a spec that is asked for, or being computed, cannot be removed
+├── SpecIncomplete          a spec that lacks images cannot take an alias over
 ├── NotFound                no such spec, image, patch or source
 │   └── SpecBuilding        nothing of the spec is searchable yet: ask again in a while
 ├── InvalidQuestion         a search that cannot be answered as asked
@@ -28,7 +30,15 @@ class SchemaError(StoreError):
 
 
 class SpecConflict(StoreError):
-    """A spec of this name exists with another recipe."""
+    """The name is taken: a spec with another recipe, a spec, or an alias has it."""
+
+
+class SpecInUse(StoreError):
+    """The spec cannot be removed: an alias stands for it, or a run computes it."""
+
+
+class SpecIncomplete(StoreError):
+    """Images that searches by the alias would show are not computed under the spec yet."""
 
 
 class NotFound(StoreError):

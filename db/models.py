@@ -79,6 +79,34 @@ precision_check = Table(
     timestamp("checked_at"),
 )
 
+spec_alias = Table(
+    "spec_alias",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("spec_id", ForeignKey(feature_spec.c.id, ondelete="RESTRICT"), nullable=False),
+    timestamp("updated_at"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("spec_id", ForeignKey(feature_spec.c.id, ondelete="CASCADE"), nullable=False),
+    timestamp("finished_at"),
+    Column("recall", REAL),  # of the index at 10; null where searches are exact
+    Column("sampled", Integer, nullable=False),
+    Column("report", JSONB, nullable=False),
+    Index(None, "spec_id", "finished_at"),
+)
+
+index_build = Table(
+    "index_build",
+    metadata,
+    Column("spec_id", ForeignKey(feature_spec.c.id, ondelete="CASCADE"), primary_key=True),
+    timestamp("built_at"),
+    Column("rows_deleted", BigInteger, nullable=False),  # by the server's count, up to the build
+)
+
 source = Table(
     "source",
     metadata,
@@ -195,6 +223,7 @@ extraction = Table(
     ),
     Index("ix_extraction_leased", "run_id", postgresql_where=text("state = 'leased'")),
     Index("ix_extraction_image_id", "image_id"),
+    Index("ix_extraction_run_id", "run_id"),
 )
 
 patch_feature_id_seq = Sequence("patch_feature_id_seq", metadata=metadata)

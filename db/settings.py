@@ -36,6 +36,12 @@ class StoreSettings(BaseSettings):
     maintenance_work_mem_mb: int = Field(
         1024, ge=1, description="Memory an index build may use, in MiB."
     )
+    reindex_churn: float = Field(
+        0.3,
+        gt=0,
+        description="Share of a spec's rows replaced since its index was built, above which "
+        "`reindex --if-needed` builds it anew.",
+    )
 
     @property
     def is_embedded(self) -> bool:

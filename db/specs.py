@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, text
 
 from .engine import store_errors
-from .errors import InvalidQuestion, NotFound, SpecConflict
+from .errors import InvalidQuestion, SpecConflict
 from .metric import MAX_STORED_DIM, METRICS, Metric
 
 # Rows of 512 to 768 dimensions are read ten times faster when they are not moved out of line;
@@ -55,7 +55,8 @@ def add_spec(engine: Engine, spec: NewSpec) -> StoredSpec:
     Adding the same recipe again only updates where its weights are found.
 
     Raises:
-        SpecConflict: the name stands for another recipe; the message shows each difference.
+        SpecConflict: the name stands for another recipe, and the message shows each difference; or
+            it is an alias.
         InvalidQuestion: an unknown metric, or more dimensions than pgvector stores.
     """
     if spec.metric not in METRICS:
@@ -66,10 +67,10 @@ def add_spec(engine: Engine, spec: NewSpec) -> StoredSpec:
             f"{MAX_STORED_DIM}; pool the layer (--pooling avg) instead of flattening it"
         )
     with store_errors(), engine.begin() as connection:
-        # One adder at a time: two at once would both make the partition.
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('patchstore.add_spec'))"))
+        lock_names(connection)
         known = _find(connection, spec.name)
         if known is None:
+            _refuse_alias(connection, spec.name)
             connection.execute(
                 text(
                     "INSERT INTO patchstore.feature_spec "
@@ -95,13 +96,18 @@ def add_spec(engine: Engine, spec: NewSpec) -> StoredSpec:
 
 
 def get_spec(engine: Engine, name: str) -> StoredSpec:
-    """The spec of that name.
+    """The spec of that name, or that the alias of that name stands for.
 
     Raises:
         NotFound: names the specs that exist.
     """
     with store_errors(), engine.connect() as connection:
         return _stored(_require(connection, name))
+
+
+def lock_names(connection: Connection) -> None:
+    """One at a time gives or takes the names of specs and aliases, up to the transaction's end."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('patchstore.add_spec'))"))
 
 
 def list_specs(engine: Engine) -> list[StoredSpec]:
@@ -171,12 +177,16 @@ def _find(connection: Connection, name: str) -> Row[Any] | None:
 
 
 def _require(connection: Connection, name: str) -> Row[Any]:
-    row = _find(connection, name)
-    if row is not None:
-        return row
-    known = connection.execute(text("SELECT name FROM patchstore.feature_spec ORDER BY id"))
-    names = ", ".join(known.scalars()) or "none yet; add one with: patchstore spec add"
-    raise NotFound(f"no spec named {name!r}; known: {names}", "spec_unknown")
+    found = connection.execute(text("SELECT * FROM patchstore.find_spec(:name)"), {"name": name})
+    return found.one()
+
+
+def _refuse_alias(connection: Connection, name: str) -> None:
+    taken = connection.execute(
+        text("SELECT FROM patchstore.spec_alias WHERE name = :name"), {"name": name}
+    )
+    if taken.one_or_none() is not None:
+        raise SpecConflict(f"{name!r} is an alias of a spec; give the new spec another name")
 
 
 def _stored(row: Row[Any]) -> StoredSpec:

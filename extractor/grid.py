@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -46,6 +46,12 @@ class PatchGrid:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int_]) -> PatchGrid:
+        """Some of the patches, in this order."""
+        return replace(
+            self, windows=self.windows[rows], boxes=self.boxes[rows], scales=self.scales[rows]
+        )
 
 
 def make_grid(

@@ -19,7 +19,7 @@ from .spec import FeatureSpec
 
 __all__ = ["PrecisionCheck", "candidates", "check_kind", "check_precision", "device_kind"]
 
-_MIN_COSINE = 0.999
+MIN_COSINE = 0.999
 # ONNX Runtime saves a third of the time, but exporting a network to it takes 5 s (ResNet-18) and
 # more: a run with fewer patches is over before that is repaid.
 _REPAYS_FROM_PATCHES = 5000
@@ -97,14 +97,14 @@ def check_precision(
             continue
         agreed = _lowest_cosine(truth.vectors, found.vectors)
         said.append(f"{way} {found.patches_per_s:.0f} patches/s, lowest cosine {agreed:.6f}")
-        if agreed >= _MIN_COSINE and found.patches_per_s > chosen.patches_per_s:
+        if agreed >= MIN_COSINE and found.patches_per_s > chosen.patches_per_s:
             chosen, cosine = found, agreed
     return PrecisionCheck(
         kind,
         chosen.way,
         cosine,
         chosen.patches_per_s / truth.patches_per_s,
-        f"{kind}: {chosen.way} ({'; '.join(said)}; at least {_MIN_COSINE} asked for)",
+        f"{kind}: {chosen.way} ({'; '.join(said)}; at least {MIN_COSINE} asked for)",
     )
 
 

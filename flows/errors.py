@@ -1,10 +1,11 @@
 """What can go wrong in a run.
 
 FlowError
-├── SourceError           the folder is not there or cannot be listed: a person must act
+├── SourceError           the folder is unknown, not there or cannot be listed: a person must act
 ├── ScheduleError         an interval, a cron line or a time zone that cannot be read
 ├── PrefectApiError       the Prefect API refuses what it is asked: a person must act
 │   └── PrefectApiAway    it does not answer just now: try again
+├── BackfillError         some sources of a backfill failed, each with a run that says why
 └── TransientReadError    some files of a batch could not be read just now: try again
 
 `is_transient` is the one place that decides what a task tries again.
@@ -18,7 +19,11 @@ class FlowError(Exception):
 
 
 class SourceError(FlowError):
-    """The source cannot be listed."""
+    """The source is unknown, not there, or cannot be listed."""
+
+
+class BackfillError(FlowError):
+    """Some sources could not be ingested; the others were."""
 
 
 class ScheduleError(FlowError):

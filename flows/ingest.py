@@ -8,7 +8,6 @@ import json
 import time
 from collections import Counter, deque
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from .batch import Batch
 from .environment import let_libraries_log
 from .gpu import gpu_slot
 from .heartbeat import Heartbeat
+from .naming import named
 from .progress import Listener, Summary, listener
 from .request import IngestRequest, Precision
 from .scan import scan
@@ -52,7 +52,7 @@ STEPS = 3
 def run_name() -> str:
     """`ingest shelf-photos 2026-11-23 14:00`."""
     source = IngestRequest.model_validate(flow_run.parameters["request"]).source
-    return f"ingest {PurePath(source).name or source} {datetime.now():%Y-%m-%d %H:%M}"
+    return named("ingest", PurePath(source).name or source)
 
 
 @flow(

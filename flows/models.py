@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -57,13 +56,7 @@ def _sample(images: Sequence[DecodedImage]) -> list[DecodedImage]:
         chosen = np.linspace(0, len(image.grid.boxes) - 1, min(left, SAMPLE_PATCHES_AN_IMAGE))
         rows = np.unique(chosen.astype(int))
         left -= len(rows)
-        grid = replace(
-            image.grid,
-            windows=image.grid.windows[rows],
-            boxes=image.grid.boxes[rows],
-            scales=image.grid.scales[rows],
-        )
-        sample.append(DecodedImage(image.pixels, grid))
+        sample.append(DecodedImage(image.pixels, image.grid.take(rows)))
     return sample
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
+from db.aliases import list_aliases
 from db.engine import make_engine, store_errors
 from db.migrate import check_schema, current_revision, upgrade
 from db.server import connect, database_url
@@ -69,7 +70,8 @@ def spec_for_ingest(engine: Engine, name: str) -> StoredSpec:
         NotFound: names the specs that exist.
         WeightsError: the default's pretrained weights are not here and cannot be had.
     """
-    if name == DEFAULT_SPEC and all(spec.name != name for spec in list_specs(engine)):
+    known = {*list_aliases(engine), *(spec.name for spec in list_specs(engine))}
+    if name == DEFAULT_SPEC and name not in known:
         from extractor.backbone import resolve  # torch takes seconds: only who needs it pays
         from extractor.spec import Recipe
 

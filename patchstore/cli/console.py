@@ -11,6 +11,7 @@ from rich.table import Table
 OK = 0
 FAILED = 1
 SOME_IMAGES_FAILED = 3
+SOMETHING_WRONG = 3
 INTERRUPTED = 130
 
 # A pipe has no width: a script must find each row on one line.

@@ -3,7 +3,7 @@
 import click
 import typer
 
-from . import database, deploy, ingest, metadata, reports, search, serve, spec
+from . import database, deploy, ingest, metadata, reports, search, serve, spec, upkeep
 from .console import INTERRUPTED, causes, fail, say
 from .startup import Leaving
 
@@ -27,7 +27,10 @@ app.command("retry")(reports.retry)
 app.command("export")(reports.export)
 app.command("neighbours")(reports.neighbours)
 app.command("metadata")(metadata.metadata)
-app.command("prune")(reports.prune)
+app.command("audit")(upkeep.audit)
+app.command("reindex")(upkeep.reindex)
+app.command("backfill")(upkeep.backfill)
+app.command("prune")(upkeep.prune)
 app.command("stop")(database.stop)
 app.add_typer(spec.app, name="spec")
 app.add_typer(database.app, name="db")

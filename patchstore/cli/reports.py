@@ -1,11 +1,14 @@
-"""`patchstore status|failures|retry|export|neighbours|prune`: what is there, what to do."""
+"""`patchstore status|failures|retry|export|neighbours`: what is there, what to do."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import out, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 Spec = Annotated[str | None, typer.Option(help="Only this spec.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -59,7 +62,8 @@ def failures(spec: Spec = None, as_json: Json = False) -> None:
     from db.reports import failures as failed
     from patchstore.store import open_store
 
-    rows = failed(open_store(), spec=spec)
+    engine = open_store()
+    rows = failed(engine, spec=_own_name(engine, spec))
     if as_json:
         print_json([{"uri": row.uri, "reason": row.reason} for row in rows])
         return
@@ -81,7 +85,8 @@ def retry(
     from patchstore.store import open_store
 
     root = None if source is None else uri_of(absolute(source))
-    count = retry_failed(open_store(), spec, root)
+    engine = open_store()
+    count = retry_failed(engine, _own_name(engine, spec), root)
     then = "; run patchstore ingest FOLDER to compute them" if count else ""
     say(f"{count} failures are pending again{then}")
 
@@ -132,13 +137,8 @@ def neighbours(
     say(f"wrote {pairs} neighbours of {patches} patches to {to}")
 
 
-def prune() -> None:
-    """Delete what vanished from the sources, vectors included, for good."""
-    from db.catalog import prune as run
-    from patchstore.store import open_store
+def _own_name(engine: "Engine", spec: str | None) -> str | None:
+    """The name of the spec that an alias stands for. Raises NotFound."""
+    from db.specs import get_spec
 
-    deleted = run(open_store())
-    say(
-        f"deleted {deleted['locations']} vanished files, {deleted['images']} images, "
-        f"{deleted['patches']} patches"
-    )
+    return None if spec is None else get_spec(engine, spec).name

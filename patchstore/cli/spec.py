@@ -7,7 +7,9 @@ import typer
 from .console import out, print_json, print_table, say
 
 app = typer.Typer(
-    help="Feature specs: add one, list them, show one.", no_args_is_help=True, rich_markup_mode=None
+    help="Feature specs: add, list, show, promote, remove.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -82,12 +84,15 @@ def add(
 
 @app.command("list")
 def list_() -> None:
-    """List the specs."""
+    """List the specs, each with the aliases that stand for it."""
+    from db.aliases import list_aliases
     from db.specs import list_specs
     from patchstore.store import open_store
 
+    engine = open_store()
+    aliases = list_aliases(engine)
     geometry = ("patch", "stride", "edge", "mode")
-    columns = ("name", "backbone", "weights", *geometry, "dim", "metric", "digest")
+    columns = ("name", "backbone", "weights", *geometry, "dim", "metric", "digest", "aliases")
     print_table(
         columns,
         (
@@ -102,8 +107,9 @@ def list_() -> None:
                 spec.dim,
                 spec.metric.name,
                 spec.digest[:12],
+                ", ".join(alias for alias, name in aliases.items() if name == spec.name),
             )
-            for spec in list_specs(open_store())
+            for spec in list_specs(engine)
         ),
     )
 
@@ -125,3 +131,48 @@ def show(
     width = max(map(len, shown)) + 2
     for field, value in shown.items():
         out.print(f"{field:<{width}}{value}", markup=False)
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="Spec that searches by the alias will ask.")],
+    alias: Annotated[
+        str, typer.Option("--as", metavar="ALIAS", help="A new alias, or one to switch.")
+    ] = "live",
+    force: Annotated[bool, typer.Option("--force", help="Even where images are missing.")] = False,
+) -> None:
+    """Let an alias stand for a spec: searches by it switch at once, and back the same way."""
+    from db.aliases import promote as run
+    from db.specs import get_spec
+    from patchstore.store import open_store
+
+    engine = open_store()
+    spec = get_spec(engine, name)
+    before = run(engine, spec, alias, force=force)
+    was = "" if before in (None, spec.name) else f"; it was {before}"
+    say(f"{alias} stands for {spec.name} now{was}")
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="Name of a spec, or of an alias.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a spec with all of its vectors for good; of an alias only the name."""
+    from db.aliases import list_aliases, remove_alias
+    from db.prune import remove_spec
+    from db.specs import get_spec
+    from patchstore.store import open_store
+
+    engine = open_store()
+    spec = get_spec(engine, name)
+    if name in list_aliases(engine):
+        remove_alias(engine, name)
+        say(f"{name} is no alias any more; spec {spec.name} is as it was")
+        return
+    if not yes:
+        typer.confirm(
+            f"delete spec {name} with all of its vectors, for good?", abort=True, err=True
+        )
+    patches = remove_spec(engine, spec)
+    say(f"deleted spec {name} with {patches} patches")

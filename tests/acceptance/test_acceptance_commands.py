@@ -216,8 +216,8 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
     ("arguments", "message"),
     [
         (["ingest", "/no/such/folder", "--spec", "tiny"], "/no/such/folder does not exist"),
-        (["ingest", "{folder}", "--spec", "none"], "no spec named 'none'; known: tiny"),
-        (["spec", "show", "none"], "no spec named 'none'; known: tiny"),
+        (["ingest", "{folder}", "--spec", "none"], 'no spec named "none"; known: tiny'),
+        (["spec", "show", "none"], 'no spec named "none"; known: tiny'),
         (["search"], "give exactly one of --image, --patch and --vector"),
         (["search", "--patch", "a.jpg"], "is not URI@x,y"),
         (["search", "--patch", "a.jpg@0,0"], "has no patch of"),

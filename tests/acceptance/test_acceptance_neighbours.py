@@ -169,7 +169,7 @@ write_neighbours(engine, get_spec(engine, "tiny"), Path(sys.argv[1]), NeighbourO
     [
         (["--spec", "tiny", "--to", "n.csv"], "n.csv must end in .npz or .parquet"),
         (["--spec", "tiny", "--to", "/no/such/n.npz"], "the folder /no/such does not exist"),
-        (["--spec", "none", "--to", "{folder}/n.npz"], "no spec named 'none'; known: tiny"),
+        (["--spec", "none", "--to", "{folder}/n.npz"], 'no spec named "none"; known: tiny'),
         (["--spec", "tiny", "--to", "{folder}/n.npz", "--k", "0"], "k is 0, expected 1 to 10000"),
         (
             ["--spec", "tiny", "--to", "{folder}/n.npz", "--max-distance", "nan"],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from db.aliases import promote
 from db.search import SearchOptions, find_patch, search
 from patchstore.query import ImageQuestion, ask
 
@@ -232,3 +233,12 @@ def refused(answer: httpx.Response, status: int, rule: str) -> None:
     assert problem["request_id"] == answer.headers["x-request-id"]
     assert problem["detail"]
     assert "\n" not in problem["detail"]
+
+
+def test_an_alias_is_asked_for_like_a_spec_and_the_answer_names_the_spec(own_shelf, serve) -> None:
+    promote(own_shelf.engine, own_shelf.spec, "live")
+    patch = find_patch(own_shelf.engine, own_shelf.spec, own_shelf.ids["1.png"], 24, 0)
+    with serve(own_shelf.engine) as url, httpx.Client(base_url=url, timeout=60) as http:
+        by_alias, by_name = (asked(http, spec=s, patch_id=patch.patch_id) for s in ("live", "tiny"))
+    assert by_alias == by_name
+    assert by_alias["spec"] == "tiny"

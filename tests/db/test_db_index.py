@@ -8,7 +8,15 @@ import pytest
 
 from db import index
 from db.errors import TransientStoreError
-from db.index import build_index, count_rows, index_name, is_indexed
+from db.index import (
+    build_index,
+    churn,
+    count_rows,
+    drop_leftovers,
+    index_name,
+    is_indexed,
+    rebuild_index,
+)
 from db.metric import METRICS
 from db.search import SearchOptions, search
 
@@ -102,8 +110,7 @@ def test_two_builders_at_once_build_one(store, spec):
 class HeldBuild:
     """A build that is stopped in the middle by a transaction of the test's."""
 
-    def __init__(self, store, spec, **more):
-        self.store = store
+    def __init__(self, store, spec, build=build, **more):
         self.blocker = store.engine.connect()
         self.blocker.exec_driver_sql(f"LOCK TABLE {spec.partition} IN ROW EXCLUSIVE MODE")
         self.pool = ThreadPoolExecutor(1)
@@ -162,3 +169,65 @@ def test_a_listener_that_fails_does_not_stop_the_build(store, spec, monkeypatch)
     assert enough.wait(10)
     assert held.finish()
     assert is_indexed(store.engine, spec)
+
+
+def rebuild(store, spec):
+    return rebuild_index(store.engine, spec, memory_mb=16)
+
+
+def delete_half(admin, spec):
+    """Deletes half of the rows, and lets the server count it now rather than in a while."""
+    admin.execute(
+        f"SELECT pg_stat_force_next_flush(); DELETE FROM {spec.partition} WHERE id % 2 = 0"
+    )
+
+
+def test_churn_is_the_share_of_rows_deleted_since_the_index_was_built(store, spec, admin):
+    build(store, spec)
+    assert churn(store.engine, spec) == 0
+    delete_half(admin, spec)
+    assert churn(store.engine, spec) == pytest.approx(0.5)
+    assert rebuild(store, spec)
+    assert churn(store.engine, spec) == 0
+
+
+def test_churn_counts_from_zero_after_the_server_forgot_its_counts(store, spec, admin):
+    delete_half(admin, spec)
+    build(store, spec)
+    admin.execute("SELECT pg_stat_reset()")
+    assert churn(store.engine, spec) == 0
+
+
+def test_a_rebuilt_index_is_another_one_under_the_same_name(store, spec):
+    build(store, spec)
+    first = oid(store, spec)
+    assert rebuild(store, spec)
+    assert is_indexed(store.engine, spec)
+    assert oid(store, spec) != first
+    assert len(search(store.engine, spec, store.vectors(1)[0], SearchOptions(200)).hits) == 200
+
+
+def test_what_is_not_there_is_not_rebuilt(store, spec):
+    assert not rebuild(store, spec)
+    assert not is_indexed(store.engine, spec)
+
+
+def test_while_it_is_rebuilt_searches_go_by_the_old_one(store, spec):
+    build(store, spec)
+    held = HeldBuild(store, spec, rebuild)
+    assert is_indexed(store.engine, spec)
+    assert not search(store.engine, spec, store.vectors(1)[0], SearchOptions(5)).exact
+    assert not rebuild(store, spec)
+    assert held.finish()
+
+
+def test_a_killed_rebuild_leaves_the_old_index_and_the_next_one_cleans_up(store, spec, admin):
+    build(store, spec)
+    held = HeldBuild(store, spec, rebuild)
+    admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_progress_create_index")
+    with pytest.raises(TransientStoreError):
+        held.finish()
+    assert is_indexed(store.engine, spec)
+    assert drop_leftovers(store.engine, spec) == 1
+    assert drop_leftovers(store.engine, spec) == 0
+    assert rebuild(store, spec)

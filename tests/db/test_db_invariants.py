@@ -4,7 +4,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from db import catalog, ledger, reports
+from db import ledger, reports
+from db.prune import prune
 
 URIS = ("a", "b", "c")
 CONTENTS = ("1", "2", "3", None)
@@ -93,7 +94,7 @@ class Ledger(RuleBasedStateMachine):
 
     @rule()
     def prune(self):
-        catalog.prune(self.store.engine)
+        prune(self.store.engine)
 
     @invariant()
     def counts_add_up(self):

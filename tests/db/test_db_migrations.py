@@ -9,22 +9,26 @@ from alembic import command
 from sqlalchemy import text
 
 from db import migrate
+from db.aliases import promote
 from db.engine import make_engine
 from db.errors import ConfigurationError, SchemaError
-from db.index import build_index
+from db.index import build_index, rebuild_index
 from db.migrate import check_schema, current_revision, downgrade, head_revision, upgrade
 from db.specs import get_spec
 
 TABLES = {
     "alembic_version",
+    "audit",
     "extraction",
     "feature_spec",
     "image",
     "image_location",
+    "index_build",
     "ingest_run",
     "patch_feature",
     "precision_check",
     "source",
+    "spec_alias",
 }
 _numbers = count()
 
@@ -84,6 +88,25 @@ def test_a_full_store_goes_down_and_up_again(database, store):
     downgrade(database)
     assert upgrade(database)
     assert store.shown(store.spec()) == set()
+
+
+def test_a_store_of_schema_0002_is_upgraded_and_answers_the_same(database, store):
+    spec = store.spec()
+    store.ingest(spec, {"a": "1", "b": "2"})
+    build_index(store.engine, spec, threshold=0, memory_mb=16)
+    at_head = objects(database)
+    store.engine.dispose()
+    downgrade(database, "0002")
+    questions = (
+        "SELECT * FROM patchstore.similar_patches('tiny', '[1,0,0,0]', k => 5)",
+        "SELECT name, digest, recipe, dim, metric, created_at, indexed FROM patchstore.specs",
+    )
+    before = [query(database, question) for question in questions]
+    assert upgrade(database)
+    assert [query(database, question) for question in questions] == before
+    assert objects(database) == at_head
+    assert promote(store.engine, spec, "live") is None
+    assert rebuild_index(store.engine, spec, memory_mb=16)
 
 
 def test_an_upgrade_of_an_upgraded_database_changes_nothing(database):

@@ -72,7 +72,7 @@ def test_an_unknown_spec_is_not_found_and_the_known_ones_are_named(engine):
     with pytest.raises(NotFound, match="none yet; add one with: patchstore spec add"):
         get_spec(engine, "x")
     add_spec(engine, NEW)
-    with pytest.raises(NotFound, match="no spec named 'x'; known: default"):
+    with pytest.raises(NotFound, match=r'no spec named "x"; known: default$'):
         get_spec(engine, "x")
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from db import catalog, ledger
+from db import ledger
+from db.prune import prune
 from db.search import SearchOptions, search
 
 
@@ -166,4 +167,4 @@ def test_an_unreadable_file_counts_as_failed_and_is_shown_again_when_it_reads(st
     counts = store.scan(spec, {"a": "1"})
     assert (counts.found, counts.changed) == (1, 1)
     assert same(store.shown_vectors(spec), store.content("1"))
-    assert catalog.prune(store.engine)["images"] == 0
+    assert prune(store.engine)["images"] == 0

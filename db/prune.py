@@ -1,0 +1,159 @@
+"""Taking things away for good: what vanished from the sources, and retired specs."""
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from .catalog import PRUNE_LOCK
+from .engine import store_errors
+from .errors import SpecInUse
+from .ledger import LIVE_RUNS
+from .specs import StoredSpec, lock_names
+
+IMAGES = 1_000  # that one transaction deletes: scans wait for it
+LOCK_TIMEOUT_MS = 500  # searches wait behind whoever waits to drop a partition
+LOCK_TRIES = 60
+LOCK_NOT_AVAILABLE = "55P03"
+
+# What no location shows, neither as its content nor as its previous one.
+UNSHOWN = """
+    NOT EXISTS (SELECT FROM patchstore.image_location l WHERE l.image_id = i.id)
+    AND NOT EXISTS (SELECT FROM patchstore.image_location l WHERE l.previous_image_id = i.id)
+"""
+
+
+def prune(engine: Engine) -> dict[str, int]:
+    """Deletes vanished locations, then images that no location shows, with all their vectors.
+
+    Idempotent and killable: what was deleted until then stays so, and the next call goes on. Images
+    that are leased right now stay for the next time, and so does the old content of a changed file
+    while searches show it.
+    """
+    deleted = {"locations": _forget_vanished(engine), **dict.fromkeys(_PRUNE, 0)}
+    last: int | None = 0
+    while last is not None:
+        last = _delete_images(engine, last, deleted)
+    return deleted
+
+
+def remove_spec(engine: Engine, spec: StoredSpec) -> int:
+    """Deletes a spec with its vectors, index, ledger, runs and audits; returns how many patches.
+
+    All or nothing, in one transaction. Searches go on: its partition is dropped at a moment when no
+    search is going on.
+
+    Raises:
+        SpecInUse: an alias stands for it, or a run is computing it.
+        TransientStoreError: no such moment was found.
+    """
+    with store_errors(), engine.begin() as connection:
+        lock_names(connection)
+        _check_unused(connection, spec)
+        counted = connection.execute(text(_LOCK_LEDGER), {"spec": spec.id}).scalar_one()
+        for statement in _FORGET_SPEC:
+            connection.execute(text(statement), {"spec": spec.id})
+        for function in connection.execute(text(_OWN_FUNCTION), {"spec": spec.id}).scalars().all():
+            connection.execute(text(f"DROP FUNCTION {function}"))
+        _drop_partition(connection, spec)
+        return int(counted)
+
+
+def _forget_vanished(engine: Engine) -> int:
+    with store_errors(), engine.begin() as connection:
+        _keep_scans_out(connection)
+        connection.execute(text(_FORGET_PREVIOUS))
+        return connection.execute(
+            text("DELETE FROM patchstore.image_location WHERE vanished_at IS NOT NULL")
+        ).rowcount
+
+
+def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int | None:
+    """Deletes the next images and adds to the counts; the last one's id, None at the end."""
+    with store_errors(), engine.begin() as connection:
+        _keep_scans_out(connection)
+        found = connection.execute(text(_NEXT), {"after": after, "limit": IMAGES})
+        images = list(found.scalars())
+        if not images:
+            return None
+        for name, statement in _PRUNE.items():
+            deleted[name] += connection.execute(text(statement), {"images": images}).rowcount
+        return int(images[-1])
+
+
+def _keep_scans_out(connection: Connection) -> None:
+    connection.execute(text(f"SELECT pg_advisory_xact_lock({PRUNE_LOCK})"))
+
+
+def _check_unused(connection: Connection, spec: StoredSpec) -> None:
+    aliases = connection.execute(
+        text("SELECT name FROM patchstore.spec_alias WHERE spec_id = :spec ORDER BY name"),
+        {"spec": spec.id},
+    ).scalars()
+    if names := ", ".join(aliases):
+        raise SpecInUse(
+            f"spec {spec.name!r} is what searches by {names} ask; first "
+            "patchstore spec promote another one, or remove the alias"
+        )
+    run = connection.execute(
+        text(
+            "SELECT id, host FROM patchstore.ingest_run "
+            f"WHERE spec_id = :spec AND state = 'running' AND id IN ({LIVE_RUNS}) LIMIT 1"
+        ),
+        {"spec": spec.id},
+    ).one_or_none()
+    if run is not None:
+        raise SpecInUse(
+            f"spec {spec.name!r} is being computed by run {run.id} on {run.host}; stop it first"
+        )
+
+
+def _drop_partition(connection: Connection, spec: StoredSpec) -> None:
+    """Takes the lock on all partitions only where it is free at once, again and again."""
+    for attempt in range(LOCK_TRIES):
+        try:
+            with connection.begin_nested():
+                connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
+                connection.execute(text(f"DROP TABLE IF EXISTS {spec.partition}"))
+            return
+        except DBAPIError as error:
+            busy = getattr(error.orig, "sqlstate", None) == LOCK_NOT_AVAILABLE
+            if not busy or attempt == LOCK_TRIES - 1:
+                raise
+
+
+_FORGET_PREVIOUS = """
+UPDATE patchstore.image_location l SET previous_image_id = NULL
+ WHERE l.previous_image_id IS NOT NULL AND NOT EXISTS (
+    SELECT FROM patchstore.extraction e WHERE e.image_id = l.previous_image_id AND e.visible)
+"""
+
+_NEXT = f"""
+SELECT i.id FROM patchstore.image i
+ WHERE i.id > :after AND {UNSHOWN}
+   AND NOT EXISTS (SELECT FROM patchstore.extraction e
+                    WHERE e.image_id = i.id AND e.state = 'leased')
+ ORDER BY i.id LIMIT :limit FOR UPDATE
+"""
+
+_PRUNE = {
+    "patches": "DELETE FROM patchstore.patch_feature WHERE image_id = ANY (:images)",
+    "extractions": "DELETE FROM patchstore.extraction WHERE image_id = ANY (:images)",
+    "images": "DELETE FROM patchstore.image WHERE id = ANY (:images)",
+}
+
+# In the order in which everybody locks these rows.
+_LOCK_LEDGER = """
+SELECT coalesce(sum(patch_count), 0) FROM (
+    SELECT patch_count FROM patchstore.extraction WHERE spec_id = :spec
+     ORDER BY image_id FOR UPDATE) locked
+"""
+
+_FORGET_SPEC = (
+    "DELETE FROM patchstore.extraction WHERE spec_id = :spec",
+    "DELETE FROM patchstore.feature_spec WHERE id = :spec",  # takes runs and audits with it
+)
+
+_OWN_FUNCTION = """
+SELECT p.oid::regprocedure::text FROM pg_proc p
+ WHERE p.pronamespace = 'patchstore'::regnamespace
+   AND p.proname = 'nearest_s' || CAST(:spec AS text)
+"""

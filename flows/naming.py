@@ -1,0 +1,8 @@
+"""What flow runs are called: what, about what, when."""
+
+from datetime import datetime
+
+
+def named(flow: str, about: str = "") -> str:
+    """`reindex default 2026-11-23 14:00`."""
+    return " ".join(part for part in (flow, about, f"{datetime.now():%Y-%m-%d %H:%M}") if part)

@@ -1,0 +1,188 @@
+"""The other upkeep flows: reindex, prune, backfill. Each may be killed at any line and repeated."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from pydantic import BaseModel, Field
+from sqlalchemy import Engine
+
+from db.catalog import list_sources, queue_known
+from db.index import build_index, churn, drop_leftovers, is_indexed, rebuild_index
+from db.prune import prune as prune_store
+from db.reports import SourceStatus, status
+from db.server import connect
+from db.settings import StoreSettings
+from db.specs import StoredSpec, get_spec
+from extractor.uris import absolute, uri_of
+
+from .artifacts import publish_values
+from .environment import let_libraries_log
+from .errors import BackfillError, FlowError, SourceError
+from .ingest import ingest
+from .naming import named
+from .progress import listener
+from .request import IngestRequest
+
+
+class ReindexRequest(BaseModel):
+    """Which index is built anew."""
+
+    spec: str = Field("default", description="Name or alias of a spec.")
+    if_needed: bool = Field(
+        True, description="Only where more rows were replaced than PATCHSTORE_REINDEX_CHURN says."
+    )
+
+
+class BackfillRequest(BaseModel):
+    """What is computed under a spec."""
+
+    spec: str = Field(description="Name or alias of a spec.")
+    sources: list[str] = Field(
+        default_factory=list, description="Folders that were ingested before; none: all of them."
+    )
+
+
+@dataclass
+class ReindexReport:
+    """What became of an index.
+
+    Attributes:
+        churn: rows deleted since it was built, as a share of all; None where there was none.
+        outcome: `rebuilt`, `built`, `not needed`, or `busy`: another process is at it.
+        leftovers: half-built indexes of killed runs, now dropped.
+    """
+
+    spec: str
+    churn: float | None
+    outcome: str
+    leftovers: int
+    seconds: float = 0.0
+
+
+@dataclass
+class BackfillReport:
+    """Where the sources stand under the spec."""
+
+    spec: str
+    queued: int = 0
+    sources: list[SourceStatus] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Files without vectors, for a reason."""
+        return sum(source.failed for source in self.sources)
+
+    @property
+    def pending(self) -> int:
+        """Files that are left for another run."""
+        return sum(source.pending + source.leased for source in self.sources)
+
+
+def _reindex_name() -> str:
+    return named("reindex", flow_run.parameters["request"].spec)
+
+
+def _backfill_name() -> str:
+    return named("backfill", flow_run.parameters["request"].spec)
+
+
+@flow(name="reindex", flow_run_name=_reindex_name, persist_result=False)
+def reindex(request: ReindexRequest) -> State[ReindexReport]:
+    """Builds a spec's index anew while searches go on by the old one; builds a missing one."""
+    let_libraries_log()
+    listener().started()
+    engine, begun = connect(), time.monotonic()
+    stored = get_spec(engine, request.spec)
+    report = _reindex(engine, stored, only_if_needed=request.if_needed)
+    report.seconds = round(time.monotonic() - begun, 1)
+    publish_values("reindex", f"Index of spec `{stored.name}`", asdict(report))
+    return Completed(message=f"{stored.name}: {report.outcome}", data=report)
+
+
+def _reindex(engine: Engine, stored: StoredSpec, *, only_if_needed: bool) -> ReindexReport:
+    settings = StoreSettings()
+    memory_mb, on_progress = settings.maintenance_work_mem_mb, listener().share
+    leftovers = drop_leftovers(engine, stored)
+    if not is_indexed(engine, stored):
+        built = build_index(
+            engine,
+            stored,
+            threshold=settings.index_threshold,
+            memory_mb=memory_mb,
+            on_progress=on_progress,
+        )
+        return ReindexReport(stored.name, None, "built" if built else "not needed", leftovers)
+    share = churn(engine, stored)
+    if only_if_needed and share <= settings.reindex_churn:
+        return ReindexReport(stored.name, share, "not needed", leftovers)
+    rebuilt = rebuild_index(engine, stored, memory_mb=memory_mb, on_progress=on_progress)
+    return ReindexReport(stored.name, share, "rebuilt" if rebuilt else "busy", leftovers)
+
+
+@flow(name="prune", flow_run_name=lambda: named("prune"), persist_result=False)
+def prune() -> State[dict[str, int]]:
+    """Deletes what vanished from the sources, vectors included, for good."""
+    let_libraries_log()
+    listener().started()
+    deleted = prune_store(connect())
+    publish_values("prune", "Deleted for good", deleted)
+    return Completed(message=f"{deleted['images']} images deleted", data=deleted)
+
+
+@flow(name="backfill", flow_run_name=_backfill_name, persist_result=False)
+def backfill(request: BackfillRequest) -> State[BackfillReport]:
+    """Computes a spec's vectors of all images that are known, one source after the other.
+
+    Searches by other specs go on. A run that is repeated goes on where the last one ended.
+
+    Raises:
+        BackfillError: some sources could not be ingested; the others were.
+        SourceError: a folder was never ingested.
+    """
+    let_libraries_log()
+    engine = connect()
+    stored = get_spec(engine, request.spec)
+    sources = _sources(engine, request.sources)
+    report = BackfillReport(stored.name, queue_known(engine, stored, list(sources.values())))
+    troubled = [trouble for root in sources if (trouble := _ingest(root, stored))]
+    report.sources = [s for s in status(engine, spec=stored.name) if s.source in sources]
+    for source in report.sources:
+        values = asdict(source) | {"queued": report.queued}
+        publish_values("backfill", f"`{source.source}` under spec `{stored.name}`", values)
+    if troubled:
+        raise BackfillError(
+            f"{len(troubled)} of {len(sources)} sources failed, first: {troubled[0]}; "
+            "mend that and run the same again"
+        )
+    message = f"{report.failed} failed, {report.pending} pending"
+    name = "CompletedWithErrors" if report.failed or report.pending else "Completed"
+    return Completed(name=name, message=message, data=report)
+
+
+def _sources(engine: Engine, folders: list[str]) -> dict[str, int]:
+    known = list_sources(engine)
+    if not folders:
+        return known
+    wanted = [uri_of(absolute(folder)) for folder in folders]
+    for root in wanted:
+        if root not in known:
+            raise SourceError(
+                f"{root} was never ingested; known: {', '.join(known) or 'none'}; "
+                "run: patchstore ingest FOLDER"
+            )
+    return {root: known[root] for root in wanted}
+
+
+def _ingest(root: str, stored: StoredSpec) -> str | None:
+    """Ingests a source in a run of its own; returns what went wrong, if anything did."""
+    request = IngestRequest(source=root, spec=stored.name)
+    state: Any = ingest(request, return_state=True)
+    if state.is_completed():
+        return None
+    error = state.result(raise_on_failure=False)
+    return str(error) if isinstance(error, FlowError) else f"{root}: {error}"
