@@ -41,6 +41,11 @@ def connect(url: URL | None = None) -> Engine:
     return make_engine(url or database_url())
 
 
+def is_made(settings: StoreSettings) -> bool:
+    """Whether there is a server to ask: the first command that needs the embedded one makes it."""
+    return not settings.is_embedded or (settings.resolved_home() / "postgres").exists()
+
+
 def stop_embedded(settings: StoreSettings | None = None) -> bool:
     """Stops the embedded server; False if it was not running."""
     pgdata = (settings or StoreSettings()).resolved_home() / "postgres"

@@ -35,7 +35,7 @@ def prepare(home: Path) -> LocalServer | None:
         The local server, perhaps not up yet; None where `PREFECT_API_URL` names one.
     """
     folder = prefect_home(home)
-    local = not os.environ.get("PREFECT_API_URL")
+    local = configured_api() is None
     defaults = DEFAULTS.copy()
     if local:
         defaults["PREFECT_HOME"] = str(folder)
@@ -48,6 +48,11 @@ def prepare(home: Path) -> LocalServer | None:
     server = local_server.ensure(folder)
     os.environ["PREFECT_API_URL"] = server.api_url
     return server
+
+
+def configured_api() -> str | None:
+    """The Prefect API that the user has set; None where the home's own is used."""
+    return os.environ.get("PREFECT_API_URL") or None
 
 
 def let_libraries_log() -> None:

@@ -2,6 +2,8 @@
 
 FlowError
 ├── SourceError           the folder is not there or cannot be listed: a person must act
+├── ApiError              the Prefect API cannot be reached, or refuses
+├── NotificationError     no such notification block: a person must act
 └── TransientReadError    some files of a batch could not be read just now: try again
 
 `is_transient` is the one place that decides what a task tries again.
@@ -16,6 +18,14 @@ class FlowError(Exception):
 
 class SourceError(FlowError):
     """The source cannot be listed."""
+
+
+class ApiError(FlowError):
+    """The Prefect API cannot be reached, or refuses."""
+
+
+class NotificationError(FlowError):
+    """There is no such block, or it sends no notifications."""
 
 
 class TransientReadError(FlowError):

@@ -3,7 +3,7 @@
 import click
 import typer
 
-from . import database, ingest, metadata, reports, search, serve, spec
+from . import database, doctor, ingest, metadata, reports, search, serve, spec
 from .console import INTERRUPTED, causes, fail, say
 from .startup import Leaving
 
@@ -26,6 +26,7 @@ app.command("export")(reports.export)
 app.command("neighbours")(reports.neighbours)
 app.command("metadata")(metadata.metadata)
 app.command("prune")(reports.prune)
+app.command("doctor")(doctor.doctor)
 app.command("stop")(database.stop)
 app.add_typer(spec.app, name="spec")
 app.add_typer(database.app, name="db")

@@ -1,0 +1,47 @@
+"""All settings of all rooms, and which variables of the environment are none of them."""
+
+import os
+from difflib import get_close_matches
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from db.settings import StoreSettings
+from extractor.settings import ExtractorSettings
+from flows.settings import FlowSettings
+
+from .api.settings import ServeSettings
+
+PREFIX = "PATCHSTORE_"
+SETTINGS: tuple[type[BaseSettings], ...] = (
+    StoreSettings,
+    FlowSettings,
+    ExtractorSettings,
+    ServeSettings,
+)
+
+
+def known_variables() -> set[str]:
+    """The variables that some setting reads."""
+    return {f"{PREFIX}{name.upper()}" for kind in SETTINGS for name in kind.model_fields}
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """Variables with our prefix that no setting reads, each with the one it may be meant for."""
+    given = {name.upper() for name in (*os.environ, *dotenv_values(".env"))}
+    known = known_variables()
+    unknown = sorted(name for name in given - known if name.startswith(PREFIX))
+    return {name: next(iter(get_close_matches(name, known, n=1)), None) for name in unknown}
+
+
+def invalid_variables() -> dict[str, str]:
+    """Settings whose value is refused, each with the reason; never the value itself."""
+    invalid: dict[str, str] = {}
+    for kind in SETTINGS:
+        try:
+            kind()
+        except ValidationError as error:
+            for problem in error.errors(include_input=False, include_url=False):
+                invalid[f"{PREFIX}{str(problem['loc'][0]).upper()}"] = problem["msg"]
+    return invalid
