@@ -195,10 +195,10 @@ SELECT s.name AS spec, coalesce(stored.images, 0) AS images, coalesce(stored.pat
 """
 
 _BUILDS = f"""
-SELECT s.name AS spec, p.phase, {SHARE_DONE} AS share
+SELECT s.name AS spec, p.phase, min({SHARE_DONE}) AS share
   FROM pg_stat_progress_create_index p JOIN patchstore.feature_spec s
     ON p.relid = to_regclass('patchstore.patch_feature_s' || s.id)
- WHERE p.datname = current_database()
+ WHERE p.datname = current_database() GROUP BY s.name, p.phase
 """
 
 # Only those that a live file shows, as `patchstore failures` does.

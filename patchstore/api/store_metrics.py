@@ -13,7 +13,13 @@ from sqlalchemy import URL
 
 from db.engine import make_engine
 from db.errors import StoreError
-from db.gauges import RUN_STATES, SourceGauges, SpecGauges, StoreGauges, read_gauges
+from db.gauges import (
+    RUN_STATES,
+    SourceGauges,
+    SpecGauges,
+    StoreGauges,
+    read_gauges,
+)
 
 logger = logging.getLogger(__name__)
 
