@@ -32,7 +32,14 @@ def unknown_variables() -> dict[str, str | None]:
     given = {name.upper() for name in (*os.environ, *dotenv_values(".env"))}
     known = known_variables()
     unknown = sorted(name for name in given - known if name.startswith(PREFIX))
-    return {name: next(iter(get_close_matches(name, known, n=1)), None) for name in unknown}
+    return {name: _nearest(name, known) for name in unknown}
+
+
+def _nearest(name: str, known: set[str]) -> str | None:
+    """By the part that differs: the prefix alone would make any two alike."""
+    ends = {other.removeprefix(PREFIX): other for other in known}
+    near = get_close_matches(name.removeprefix(PREFIX), ends, n=1)
+    return ends[near[0]] if near else None
 
 
 def invalid_variables() -> dict[str, str]:
