@@ -109,7 +109,7 @@ class StoreGauges:
 
 
 def read_gauges(engine: Engine) -> StoreGauges:
-    """Reads all of them; milliseconds, and about 0.2 s for each million images of the ledger."""
+    """Reads all of them; passes over the ledger twice, whatever the number of vectors."""
     with store_errors(), engine.connect() as connection:
         specs = [SpecGauges(**row._asdict()) for row in connection.execute(text(_SPECS))]
         return StoreGauges(

@@ -24,7 +24,8 @@ from db.gauges import (
 logger = logging.getLogger(__name__)
 
 KEPT_S = 5.0  # several Prometheus servers ask at about the same time
-TIMEOUT_S = 2.0  # of a statement, and for a connection; Prometheus gives up after 10
+SHARE = 0.05  # of the time, at most, goes into reading: a ledger of millions is read less often
+TIMEOUT_S = 4.0  # of a statement, and for a connection; Prometheus gives up after 10
 
 Rows = Iterable[tuple[Any, ...]]
 
@@ -121,13 +122,15 @@ class StoreMetrics(Collector):
 
     def _read(self) -> StoreGauges | None:
         with self._lock:
-            if time.monotonic() >= self._expires:
+            begun = time.monotonic()
+            if begun >= self._expires:
                 try:
                     self._known = read_gauges(self._engine)
                 except StoreError as error:  # the service's own numbers are told all the same
                     logger.warning("no metrics of the store: %s", error)
                     self._known = None
-                self._expires = time.monotonic() + KEPT_S
+                now = time.monotonic()
+                self._expires = now + max(KEPT_S, (now - begun) / SHARE)
             return self._known
 
 

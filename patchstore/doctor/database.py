@@ -99,7 +99,7 @@ def check_indexes(engine: Engine) -> Iterator[Finding]:
         needed_mib = estimate_build_bytes(dim, rows) / MIB
         size = f"{rows} patches, indexes {spec.index_bytes / 1e9:.1f} GB"
         if spec.invalid_indexes:
-            text = f"{spec.invalid_indexes} invalid ones of a build that was stopped"
+            text = f"invalid, left of a build that was stopped: {spec.invalid_indexes}"
             yield warning(name, text, "patchstore ingest FOLDER builds it anew")
         if due and not spec.indexed:
             yield warning(
@@ -169,7 +169,7 @@ def check_leases(engine: Engine) -> Iterator[Finding]:
     expired = {spec.spec: spec.expired_leases for spec in read_gauges(engine).specs}
     for name, count in expired.items():
         if count:
-            text = f"{count} images of {name} are claimed by a run that is dead"
+            text = f"claimed by a run that is dead: {count} images of {name}"
             yield warning("leases", text, "patchstore ingest FOLDER takes them up")
     if not any(expired.values()):
         yield ok("leases", "none is held by a dead run")
@@ -180,10 +180,10 @@ def check_runs(engine: Engine) -> Iterator[Finding]:
     sources = read_gauges(engine).sources
     bad = [source for source in sources if source.state in ("failed", "crashed")]
     for source in bad:
-        text = f"the last one over {source.source} ({source.spec}) {source.state}"
+        text = f"the last one over {source.source} ({source.spec}) has {source.state}"
         yield warning("runs", text, "run it again; its log in Prefect says why")
     if not bad:
-        yield ok("runs", f"the last of each of {len(sources)} sources went through or goes on")
+        yield ok("runs", f"none of the last runs over {len(sources)} sources failed or crashed")
 
 
 REACH = (check_postgres,)

@@ -53,6 +53,7 @@ def fresh():
     """Every scrape reads the database."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_metrics, "KEPT_S", 0.0)
+        patch.setattr(store_metrics, "SHARE", 1e9)
         yield
 
 

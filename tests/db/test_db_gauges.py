@@ -1,13 +1,20 @@
 """The numbers for monitoring are those of the ledger, and what is a counter never falls."""
 
+import io
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from db import catalog
 from db.engine import make_engine
 from db.errors import TransientStoreError
-from db.gauges import REASONS, read_gauges
+from db.gauges import read_gauges
 from db.index import build_index, index_name
 from db.ledger import fail_image, finish_run
+from extractor.errors import ImageError
+from extractor.grid import make_grid
+from extractor.images import read_image
 
 
 @pytest.fixture
@@ -112,24 +119,46 @@ def test_leases_of_a_dead_run_are_expired(store, spec):
     assert of_spec(store).expired_leases == 2
 
 
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("the file is empty (0 bytes)", "empty_file"),
-        ("no image format that is read begins with b'shopping'", "not_an_image"),
-        ("the header claims 0 x 9 pixels; the file is corrupt", "corrupt"),
-        ("the header claims 9 x 9 pixels, more than the limit of 8; raise", "too_many_pixels"),
-        ("gave up after 25 attempts that ended without an outcome", "gave_up"),
-        ("what nobody has thought of", "other"),
-    ],
-)
-def test_failed_images_are_counted_by_the_kind_of_reason(store, spec, reason, kind):
+def png(size=(64, 64)):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)).save(
+        file, "PNG"
+    )
+    return file.getvalue()
+
+
+def reason_of(fail):
+    """The text that an image fails with, from the code that fails it."""
+    with pytest.raises(ImageError) as error:
+        fail()
+    return str(error.value)
+
+
+REAL_REASONS = {
+    "empty_file": lambda: read_image(b""),
+    "not_an_image": lambda: read_image(b"shopping list"),
+    "corrupt": lambda: read_image(png()[:2000]),
+    "too_many_pixels": lambda: read_image(png(), max_pixels=100),
+    "too_small": lambda: make_grid(9, 9, patch_size=48, stride=24, edge="drop"),
+}
+OTHER_REASONS = {
+    "degenerate_features": "the network gave NaN for 3 of 9 patches; use the precision float32",
+    "unreadable": "cannot be read: Input/output error",
+    "decoder_error": "cannot be decoded: ZeroDivisionError: division by zero",
+    "gave_up": "gave up after 25 attempts that ended without an outcome",
+    "other": "what nobody has thought of",
+}
+
+
+@pytest.mark.parametrize("kind", [*REAL_REASONS, *OTHER_REASONS])
+def test_failed_images_are_counted_by_the_kind_of_reason(store, spec, kind):
+    reason = OTHER_REASONS.get(kind) or reason_of(REAL_REASONS[kind])
     store.scan(spec, {"a": "1"})
     (lease,) = store.lease(spec)
     fail_image(store.engine, lease, reason)
     failed = read_gauges(store.engine).failed
     assert {key: count for key, count in failed.items() if count} == {("tiny", kind): 1}
-    assert {key[1] for key in failed} == {*REASONS.values(), "other"}
+    assert {key[1] for key in failed} == {*REAL_REASONS, *OTHER_REASONS}
 
 
 def test_a_failed_image_that_nobody_shows_any_more_is_not_counted(store, spec):

@@ -123,7 +123,7 @@ def test_an_invalid_index_is_found(store, spec):
         )
     assert found(database.check_indexes, store)[0] == (
         "warning",
-        "1 invalid ones of a build that was stopped",
+        "invalid, left of a build that was stopped: 1",
     )
 
 
@@ -178,10 +178,10 @@ def test_a_run_that_died_and_its_leases_are_found(store, spec):
             "  FROM patchstore.feature_spec s, patchstore.image i, patchstore.ingest_run r"
         )
     assert found(database.check_runs, store) == [
-        ("warning", "the last one over /photos (tiny) crashed")
+        ("warning", "the last one over /photos (tiny) has crashed")
     ]
     assert found(database.check_leases, store) == [
-        ("warning", "1 images of tiny are claimed by a run that is dead")
+        ("warning", "claimed by a run that is dead: 1 images of tiny")
     ]
 
 
