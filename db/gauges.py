@@ -162,6 +162,7 @@ SELECT o.root AS source, s.name AS spec, coalesce(w.images, 0) AS waiting,
  ORDER BY o.root, s.name
 """
 
+# What `is_indexed` says, without calling it: it would keep the pass over the ledger to one process.
 _SPECS = f"""
 WITH stored AS (
     SELECT spec_id, count(*) AS images, sum(patch_count)::bigint AS patches
@@ -171,24 +172,24 @@ expired AS (
 part AS (
     SELECT id, to_regclass('patchstore.patch_feature_s' || id) AS partition
       FROM patchstore.feature_spec),
-useless AS (
-    SELECT i.indrelid, count(*) AS indexes
+hnsw AS (
+    SELECT i.indrelid, bool_or(i.indisvalid) AS valid, count(*) FILTER (
+           WHERE NOT i.indisvalid AND NOT EXISTS (
+                 SELECT FROM pg_stat_progress_create_index p
+                  WHERE p.index_relid = i.indexrelid)) AS useless
       FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
-     WHERE a.amname = 'hnsw' AND NOT i.indisvalid AND i.indrelid IN (SELECT partition FROM part)
-       AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p
-                        WHERE p.index_relid = i.indexrelid)
+     WHERE a.amname = 'hnsw' AND i.indrelid IN (SELECT partition FROM part)
      GROUP BY i.indrelid)
 SELECT s.name AS spec, coalesce(stored.images, 0) AS images, coalesce(stored.patches, 0) AS patches,
        coalesce(expired.leases, 0) AS expired_leases,
        coalesce(pg_table_size(part.partition), 0) AS table_bytes,
        coalesce(pg_indexes_size(part.partition), 0) AS index_bytes,
-       patchstore.is_indexed(s.id) AS indexed,
-       coalesce(useless.indexes, 0) AS invalid_indexes,
+       coalesce(hnsw.valid, false) AS indexed, coalesce(hnsw.useless, 0) AS invalid_indexes,
        audit.recall, extract(epoch FROM audit.finished_at)::float AS audited
   FROM patchstore.feature_spec s JOIN part USING (id)
   LEFT JOIN stored ON stored.spec_id = s.id
   LEFT JOIN expired ON expired.spec_id = s.id
-  LEFT JOIN useless ON useless.indrelid = part.partition
+  LEFT JOIN hnsw ON hnsw.indrelid = part.partition
   LEFT JOIN LATERAL (SELECT recall, finished_at FROM patchstore.audit a WHERE a.spec_id = s.id
                       ORDER BY finished_at DESC LIMIT 1) audit ON true
  ORDER BY s.name

@@ -90,38 +90,39 @@ def check_reader(engine: Engine) -> Iterator[Finding]:
 
 
 def check_indexes(engine: Engine) -> Iterator[Finding]:
-    """Each spec's index: there when due, valid, and small enough for memory."""
-    settings, memory = StoreSettings(), checkup.memory(engine)
+    """That each spec has an index when it is due, and a valid one."""
     dims = {spec.name: spec.dim for spec in list_specs(engine)}
     for spec in read_gauges(engine).specs:
-        name, rows, dim = f"index of {spec.spec}", spec.patches, dims[spec.spec]
-        due = rows > settings.index_threshold and dim <= MAX_INDEXED_DIM
-        needed_mib = estimate_build_bytes(dim, rows) / MIB
-        size = f"{rows} patches, indexes {spec.index_bytes / 1e9:.1f} GB"
+        name = f"index of {spec.spec}"
         if spec.invalid_indexes:
             text = f"invalid, left of a build that was stopped: {spec.invalid_indexes}"
             yield warning(name, text, "patchstore ingest FOLDER builds it anew")
-        if due and not spec.indexed:
-            yield warning(
-                name,
-                f"none over {rows} patches: every search compares with all of them",
-                "patchstore ingest FOLDER builds it",
-            )
-        if due and needed_mib > settings.maintenance_work_mem_mb:
-            yield warning(
-                name,
-                f"building it fast takes {needed_mib:.0f} MiB",
-                f"set PATCHSTORE_MAINTENANCE_WORK_MEM_MB to that; it is "
-                f"{settings.maintenance_work_mem_mb}",
-            )
-        if spec.indexed and spec.index_bytes > memory.shared_buffers:
-            yield warning(
-                name,
-                f"{size}, more than shared_buffers ({memory.shared_buffers / 1e9:.1f} GB)",
-                "ALTER SYSTEM SET shared_buffers to more, and restart Postgres",
-            )
-        elif spec.indexed or not due:
-            yield ok(name, size if spec.indexed else f"{rows} patches, searched exactly")
+        if spec.indexed:
+            yield ok(name, f"{spec.patches} patches, indexes {spec.index_bytes / 1e9:.1f} GB")
+        elif _is_due(spec.patches, dims[spec.spec]):
+            text = f"none over {spec.patches} patches: every search compares with all of them"
+            yield warning(name, text, "patchstore ingest FOLDER builds it")
+        else:
+            yield ok(name, f"{spec.patches} patches, searched exactly")
+
+
+def check_index_memory(engine: Engine) -> Iterator[Finding]:
+    """That indexes fit into the memory that searching and building them may use."""
+    buffers, limit = checkup.memory(engine).shared_buffers, StoreSettings().maintenance_work_mem_mb
+    dims = {spec.name: spec.dim for spec in list_specs(engine)}
+    for spec in read_gauges(engine).specs:
+        name, dim = f"memory for {spec.spec}", dims[spec.spec]
+        if spec.indexed and spec.index_bytes > buffers:
+            text = f"indexes {spec.index_bytes / 1e9:.1f} GB, shared_buffers {buffers / 1e9:.1f} GB"
+            yield warning(name, text, "ALTER SYSTEM SET shared_buffers, and restart Postgres")
+        needed = estimate_build_bytes(dim, spec.patches) / MIB
+        if needed > limit and _is_due(spec.patches, dim):
+            text = f"building the index fast takes {needed:.0f} MiB, it may use {limit}"
+            yield warning(name, text, "raise PATCHSTORE_MAINTENANCE_WORK_MEM_MB")
+
+
+def _is_due(patches: int, dim: int) -> bool:
+    return patches > StoreSettings().index_threshold and dim <= MAX_INDEXED_DIM
 
 
 def check_memory(engine: Engine) -> Iterator[Finding]:
@@ -193,6 +194,7 @@ STORE_CHECKS = (
     check_reader,
     check_memory,
     check_indexes,
+    check_index_memory,
     check_weights,
     check_leases,
     check_runs,

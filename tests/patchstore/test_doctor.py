@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from db import checkup
 from db.catalog import open_source
 from db.engine import make_engine
 from db.index import build_index, index_name
@@ -138,10 +139,19 @@ def test_an_index_that_is_due_and_the_memory_it_takes_are_told(store, spec, monk
             "INSERT INTO patchstore.extraction (spec_id, image_id, state, patch_count) "
             f"SELECT {spec.id}, max(id), 'done', 100000 FROM patchstore.image"
         )
-    assert found(database.check_indexes, store) == [
+    assert found((database.check_indexes, database.check_index_memory), store) == [
         ("warning", "none over 100000 patches: every search compares with all of them"),
-        ("warning", "building it fast takes 81 MiB"),
+        ("warning", "building the index fast takes 81 MiB, it may use 1"),
     ]
+
+
+def test_an_index_that_is_larger_than_the_buffers_is_found(store, spec, monkeypatch):
+    build_index(store, spec, threshold=-1, memory_mb=16)
+    tiny = checkup.Memory(1, 1, 0, "posix")
+    monkeypatch.setattr(database.checkup, "memory", lambda _engine: tiny)
+    ((level, text),) = found(database.check_index_memory, store)
+    assert level == "warning"
+    assert text.endswith("shared_buffers 0.0 GB")
 
 
 def test_shared_memory_that_is_too_small_is_found(store, monkeypatch):
@@ -225,6 +235,15 @@ def test_a_database_that_is_away_is_one_problem_and_one_line(monkeypatch, capfd)
     assert len(problems) == 1
     assert "postgres" in problems[0]
     assert "hidden-word" not in text
+
+
+def test_a_refused_setting_leaves_the_rest_of_the_report(monkeypatch, capfd):
+    monkeypatch.setenv("PATCHSTORE_LEASE_S", "long")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    code, text = report(capfd)
+    assert code == 1
+    assert "problem  settings: PATCHSTORE_LEASE_S: " in text
+    assert "ok       device: " in text
 
 
 def test_warnings_alone_end_well_and_json_has_it_all(store, spec, monkeypatch, capfd):
