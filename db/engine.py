@@ -80,11 +80,14 @@ def make_engine(
         vectors: register pgvector's types; off only where the extension may not exist yet.
         connections: how many it opens at most.
         statement_timeout_s: after which the database stops a statement.
-        wait_s: how long to wait for a free connection.
+        wait_s: how long to wait for a free connection, and at most 10 s of it for a new one.
         autocommit: each statement by itself, which spares two round trips where it is the only one;
             `engine.begin` is no transaction then.
     """
-    options: dict[str, int | str] = {"connect_timeout": 10, "application_name": "patchstore"}
+    options: dict[str, int | str] = {
+        "connect_timeout": max(2, min(10, round(wait_s))),  # libpq takes no less than 2 s
+        "application_name": "patchstore",
+    }
     if statement_timeout_s is not None:
         given = url.query.get("options", "")
         timeout = f"-c statement_timeout={round(1000 * statement_timeout_s)}"

@@ -17,6 +17,11 @@ logger = logging.getLogger(__name__)
 M = 16
 EF_CONSTRUCTION = 200
 POLL_S = 0.5
+# Of a row of pg_stat_progress_create_index: how much of its phase is done, 0 to 1.
+SHARE_DONE = """CASE
+    WHEN tuples_total > 0 THEN tuples_done::float / tuples_total
+    WHEN blocks_total > 0 THEN blocks_done::float / blocks_total
+    ELSE 0 END"""
 
 
 def index_name(spec: StoredSpec) -> str:
@@ -245,10 +250,7 @@ def _poll(
         while not done.wait(POLL_S):
             row = connection.execute(
                 text(
-                    "SELECT phase, CASE"
-                    "       WHEN tuples_total > 0 THEN tuples_done::float / tuples_total"
-                    "       WHEN blocks_total > 0 THEN blocks_done::float / blocks_total "
-                    "       ELSE 0 END AS share "
+                    f"SELECT phase, {SHARE_DONE} AS share "
                     "FROM pg_stat_progress_create_index WHERE pid = :pid"
                 ),
                 {"pid": pid},

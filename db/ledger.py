@@ -24,6 +24,11 @@ LIVE_RUNS = f"""
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
+# A run that is recorded as running and died; it takes its lock a moment after its record is made.
+DEAD = f"""
+    state = 'running' AND id NOT IN ({LIVE_RUNS}) AND started_at < now() - interval '1 minute'
+"""
+
 # A lease that nobody holds any more.
 FREE = f"""
     state = 'leased' AND (leased_until < clock_timestamp()
@@ -58,8 +63,7 @@ def start_run(engine: Engine, source_id: int, spec: StoredSpec) -> int:
         connection.execute(
             text(
                 "UPDATE patchstore.ingest_run SET state = 'crashed', finished_at = now() "
-                f"WHERE state = 'running' AND id NOT IN ({LIVE_RUNS}) "
-                "AND started_at < now() - interval '1 minute'"
+                f"WHERE {DEAD}"
             )
         )
         run = connection.execute(

@@ -80,7 +80,7 @@ def ensure_extension(connection: Connection) -> None:
             )
         _create_extension(connection)
         installed = _installed_version(connection) or "0"
-    if _version(installed) < MINIMUM_PGVECTOR:
+    if parse_version(installed) < MINIMUM_PGVECTOR:
         raise ConfigurationError(
             f"pgvector {installed} is older than 0.8.4; update it on the server, then run in this "
             "database as a superuser: ALTER EXTENSION vector UPDATE"
@@ -110,7 +110,8 @@ def _installed_version(connection: Connection) -> str | None:
     return None if version is None else str(version)
 
 
-def _version(version: str) -> tuple[int, ...]:
+def parse_version(version: str) -> tuple[int, ...]:
+    """Its numbers, to be compared."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 

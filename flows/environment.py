@@ -40,7 +40,7 @@ def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
     load_dotenv(".env")
     os.environ["PATCHSTORE_HOME"] = str(home)
     folder = prefect_home(home)
-    local = not os.environ.get("PREFECT_API_URL")
+    local = configured_api() is None
     defaults = DEFAULTS | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console}
     if local:
         defaults["PREFECT_HOME"] = str(folder)
@@ -53,6 +53,11 @@ def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
     server = local_server.ensure(folder)
     os.environ["PREFECT_API_URL"] = server.api_url
     return server
+
+
+def configured_api() -> str | None:
+    """The Prefect API that the user has set; None where the home's own is used."""
+    return os.environ.get("PREFECT_API_URL") or None
 
 
 def let_libraries_log() -> None:

@@ -6,6 +6,7 @@ FlowError
 ├── PrefectApiError       the Prefect API refuses what it is asked: a person must act
 │   └── PrefectApiAway    it does not answer just now: try again
 ├── BackfillError         some sources of a backfill failed, each with a run that says why
+├── NotificationError     no such notification block: a person must act
 └── TransientReadError    some files of a batch could not be read just now: try again
 
 `is_transient` is the one place that decides what a task tries again.
@@ -36,6 +37,10 @@ class PrefectApiError(FlowError):
 
 class PrefectApiAway(PrefectApiError):
     """The Prefect API does not answer."""
+
+
+class NotificationError(FlowError):
+    """There is no such block, or it sends no notifications."""
 
 
 class TransientReadError(FlowError):

@@ -19,3 +19,22 @@ class QuestionError(PatchstoreError):
     def __init__(self, message: str, rule: str = "question_invalid") -> None:
         super().__init__(message)
         self.rule = rule
+
+
+def causes(error: BaseException) -> str:
+    """An error and what lies below it, in one line, each part once."""
+    parts: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        # Below another error an OSError would only repeat the path.
+        reason = getattr(current, "strerror", None) if parts else None
+        text = " ".join(str(reason or current).split()) or type(current).__name__
+        # A driver's error is in the store's own words above it already.
+        if not parts or (isinstance(current, OSError) or _is_ours(current)):
+            parts += [] if any(text in part for part in parts) else [text]
+        current = current.__cause__
+    return "; ".join(parts)
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("db", "extractor", "flows", "patchstore")

@@ -46,6 +46,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> Any:
         threading.Thread(target=service.warm, name="warm", daemon=True).start()
         yield
         service.embedder.close()
+        service.metrics.close()
 
     app = FastAPI(
         title="patchstore",

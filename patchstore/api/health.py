@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Response
 from sqlalchemy import Engine, text
 
@@ -39,8 +40,10 @@ async def readyz(service: Here, response: Response) -> Ready:
 
 @numbers.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(service: Here) -> Response:
-    """Counters and histograms in Prometheus' text format."""
-    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    """The service's and the store's numbers in Prometheus' text format."""
+    # Not among the threads of questions: these may all be waiting, which is worth knowing.
+    told = await to_thread.run_sync(service.metrics.render, abandon_on_cancel=True)
+    return Response(told, headers={"Content-Type": CONTENT_TYPE})
 
 
 def _database(engine: Engine) -> str:

@@ -1,16 +1,25 @@
 """What Prometheus sees of the service."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from sqlalchemy import URL
+
+from .store_metrics import StoreMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
 class Metrics:
-    """Counters of one service. In a registry of its own, for a process may hold several."""
+    """Counters of one service and its store. In a registry of its own: a process may hold several.
 
-    def __init__(self) -> None:
+    Args:
+        url: of the store.
+    """
+
+    def __init__(self, url: URL) -> None:
         self.registry = CollectorRegistry()
+        self._store = StoreMetrics(url)
+        self.registry.register(self._store)
         self.requests = Counter(
             "patchstore_http_requests",
             "Requests answered.",
@@ -55,5 +64,9 @@ class Metrics:
         self.forward_seconds.observe(seconds)
 
     def render(self) -> bytes:
-        """The text format."""
+        """The text format; asks the database, for a few seconds at most."""
         return generate_latest(self.registry)
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self._store.close()

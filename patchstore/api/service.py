@@ -34,7 +34,7 @@ class Service:
     def __init__(self, engine: Engine, settings: ServeSettings) -> None:
         self.engine = engine
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = Metrics(engine.url)
         self.network = "warming"
         self.embedder = BatchingEmbedder(
             batch_size=settings.api_batch_size,

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from patchstore.errors import causes as causes
+
 OK = 0
 FAILED = 1
 SOME_IMAGES_FAILED = 3
@@ -45,25 +47,6 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Non
     for row in cells:
         table.add_row(*row)
     out.print(table, markup=False)
-
-
-def causes(error: BaseException) -> str:
-    """An error and what lies below it, in one line, each part once."""
-    parts: list[str] = []
-    current: BaseException | None = error
-    while current is not None:
-        # Below another error an OSError would only repeat the path.
-        reason = getattr(current, "strerror", None) if parts else None
-        text = " ".join(str(reason or current).split()) or type(current).__name__
-        # A driver's error is in the store's own words above it already.
-        if not parts or (isinstance(current, OSError) or _is_ours(current)):
-            parts += [] if any(text in part for part in parts) else [text]
-        current = current.__cause__
-    return "; ".join(parts)
-
-
-def _is_ours(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] in ("db", "extractor", "flows", "patchstore")
 
 
 def _is_number(cell: str) -> bool:

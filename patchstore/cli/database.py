@@ -5,7 +5,7 @@ import typer
 from .console import out, say
 
 app = typer.Typer(
-    help="The database: upgrade its schema, show where it is.",
+    help="The database: upgrade its schema, show where it and its programs are.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -29,6 +29,14 @@ def url() -> None:
 
     plain = database_url().set(drivername="postgresql")
     out.print(plain.render_as_string(hide_password=False), markup=False)
+
+
+@app.command("bin")
+def programs() -> None:
+    """Print the folder of the embedded server's programs: pg_dump, pg_restore, psql."""
+    from db.server import program_folder
+
+    out.print(str(program_folder()), markup=False)
 
 
 def stop() -> None:

@@ -3,7 +3,7 @@
 import click
 import typer
 
-from . import database, deploy, ingest, metadata, reports, search, serve, spec, upkeep
+from . import database, deploy, doctor, ingest, metadata, reports, search, serve, spec, upkeep
 from .console import INTERRUPTED, causes, fail, say
 from .startup import Leaving
 
@@ -31,6 +31,7 @@ app.command("audit")(upkeep.audit)
 app.command("reindex")(upkeep.reindex)
 app.command("backfill")(upkeep.backfill)
 app.command("prune")(upkeep.prune)
+app.command("doctor")(doctor.doctor)
 app.command("stop")(database.stop)
 app.add_typer(spec.app, name="spec")
 app.add_typer(database.app, name="db")

@@ -276,3 +276,21 @@ def test_a_database_that_cannot_be_reached_is_one_line_without_the_password(
 
 def test_an_empty_store_says_what_to_do_next(command: Any, store: Engine) -> None:
     assert "run: patchstore ingest FOLDER" in command("status").err
+
+
+def test_the_doctor_finds_nothing_wrong_after_an_ingest_and_says_what_is_misspelt(
+    command: Any, ingested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHSTORE_DEVISE", "cpu")
+    done = command("doctor")
+    assert done.code == 0, done.out
+    levels = {line.split()[0] for line in done.out.splitlines()}
+    assert levels <= {"ok", "warning"}
+    assert (
+        "PATCHSTORE_DEVISE is no setting and does nothing; is PATCHSTORE_DEVICE meant?" in done.out
+    )
+
+
+def test_the_programs_for_a_backup_are_where_the_command_says(command: Any) -> None:
+    folder = Path(command("db", "bin").out.strip())
+    assert {"pg_dump", "pg_restore", "psql"} <= {path.name for path in folder.iterdir()}

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from db.catalog import SeenFile, open_source, record_files, start_scan
 from db.engine import make_engine, parse_url
-from db.ledger import LeaseLimits, lease_batch, start_run
+from db.ledger import LeaseLimits, finish_run, lease_batch, start_run
 from db.specs import StoredSpec
 from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
@@ -82,6 +82,7 @@ def ingest(shelf: Shelf, resolved: ResolvedSpec, files: list[Path]) -> None:
         patches = ImagePatches(lease, result.boxes, result.scales, result.vectors)
         replace_patches(shelf.engine, shelf.spec, [patches])
         shelf.ids[Path(lease.uri).name] = lease.image_id
+    finish_run(shelf.engine, run, "completed", None)
 
 
 @contextmanager
@@ -102,6 +103,15 @@ def fresh_shelf(server: str, template: str, folder: Path, name: str) -> Iterator
 def shelf(server: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
     """A store that tests only ask."""
     with fresh_shelf(server, template, tmp_path_factory.mktemp("shelf"), "api_shelf") as shelf:
+        yield shelf
+
+
+@pytest.fixture(scope="module")
+def module_shelf(
+    server: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shelf]:
+    """A store that the tests of one file may change."""
+    with fresh_shelf(server, template, tmp_path_factory.mktemp("own"), "api_module_shelf") as shelf:
         yield shelf
 
 

@@ -2,18 +2,23 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
 
+import numpy as np
 import psycopg
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from db import migrate
 from db.aliases import promote
 from db.engine import make_engine
 from db.errors import ConfigurationError, SchemaError
-from db.index import build_index, rebuild_index
+from db.index import build_index, is_indexed, rebuild_index
 from db.migrate import check_schema, current_revision, downgrade, head_revision, upgrade
+from db.reports import status
+from db.search import SearchOptions, search
 from db.specs import get_spec
 
 TABLES = {
@@ -107,6 +112,34 @@ def test_a_store_of_schema_0002_is_upgraded_and_answers_the_same(database, store
     assert objects(database) == at_head
     assert promote(store.engine, spec, "live") is None
     assert rebuild_index(store.engine, spec, memory_mb=16)
+
+
+def older_revisions():
+    """All but the newest, the first one first."""
+    script = ScriptDirectory(str(migrate.MIGRATIONS))
+    return [revision.revision for revision in script.walk_revisions()][:0:-1]
+
+
+@pytest.mark.parametrize("revision", older_revisions())
+def test_a_store_of_every_older_schema_is_upgraded_and_answers(empty_database, revision):
+    assert upgrade(empty_database, revision)
+    query(empty_database, (Path(__file__).parent / "store_0001.sql").read_text())
+    assert upgrade(empty_database)
+    engine = make_engine(empty_database)
+    try:
+        indexed, plain = get_spec(engine, "indexed"), get_spec(engine, "plain")
+        hits = search(engine, indexed, np.float32([1, 0.1, 0]), SearchOptions(9)).hits
+        assert [(hit.uri, hit.box[0], hit.metadata) for hit in hits] == [
+            ("/photos/a.jpg", 0, {"shelf": 3}),
+            ("/photos/a.jpg", 8, {"shelf": 3}),
+        ]
+        (hit,) = search(engine, plain, np.float32([0, 0]), SearchOptions(9)).hits
+        assert hit.distance == 5
+        assert is_indexed(engine, indexed)
+        (found,) = status(engine)
+        assert (found.found, found.done, found.failed, found.patches) == (2, 1, 1, 2)
+    finally:
+        engine.dispose()
 
 
 def test_an_upgrade_of_an_upgraded_database_changes_nothing(database):
