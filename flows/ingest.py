@@ -31,14 +31,16 @@ from extractor.allocator import keep_freed_memory
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
-from .artifacts import publish_failures, publish_summary
+from .artifacts import outcome, publish, tag_run
 from .batch import Batch
 from .environment import let_libraries_log
 from .heartbeat import Heartbeat
+from .live import LiveProgress
 from .progress import Listener, Summary, listener
 from .scan import scan
 from .settings import FlowSettings
 from .sources import FolderSource
+from .stages import Tally
 from .tasks import compute_features, extract_patches, lease_images, upsert_features
 
 if TYPE_CHECKING:
@@ -80,17 +82,19 @@ def ingest(source: str, spec: str, precision: Precision = "auto") -> State[Any]:
     engine = connect()
     folder = FolderSource(source)
     stored = get_spec(engine, spec)
+    tag_run(folder.root, stored.name)
     source_id = open_source(engine, folder.root)
     run_id = start_run(engine, source_id, stored)
+    tally = Tally()
     try:
         with Heartbeat(engine, run_id, StoreSettings().lease_s):
-            summary = _ingest(engine, folder, source_id, stored, run_id, precision, ears)
+            summary = _ingest(engine, folder, source_id, stored, run_id, precision, ears, tally)
     except BaseException:
         finish_run(engine, run_id, "failed", None)
         raise
     summary.seconds = round(time.monotonic() - begun, 3)
     summary.patches_per_second = round(summary.patches / summary.seconds, 1)
-    return _finish(engine, folder, source_id, stored, run_id, summary, ears)
+    return _finish(engine, folder, source_id, stored, run_id, summary, ears, tally)
 
 
 def _ingest(
@@ -101,11 +105,13 @@ def _ingest(
     run_id: int,
     precision: Precision,
     ears: Listener,
+    tally: Tally,
 ) -> Summary:
     settings = FlowSettings()
     store = StoreSettings()
     ears.phase("scanning")
-    counts = scan(engine, folder, source_id, stored, settings.scan_threads)
+    with tally.clock.timed("scan"):
+        counts = scan(engine, folder, source_id, stored, settings.scan_threads)
     found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
     get_run_logger().info("scanned %s: %s", folder.root, found)
     reclaim(engine, stored, store.max_attempts)
@@ -113,23 +119,29 @@ def _ingest(
     summary = _summary(counts, folder)
     if pending:
         ears.phase("loading the network")
-        from .models import Model  # torch takes seconds, and most runs find nothing to do
+        with tally.clock.timed("load"):
+            from .models import Model  # torch takes seconds, and most runs find nothing to do
 
-        model = Model(engine, stored, precision)
+            model = Model(engine, stored, precision)
         ears.queued(pending)
         ears.phase("computing")
         limits = LeaseLimits(settings.batch_images, settings.batch_pixels, store.lease_s)
-        summary.patches = _compute(
-            engine, folder, source_id, stored, run_id, model, limits, settings.window, ears
-        )
+        tally.begin(pending)
+        with LiveProgress(tally, model.utilization) as live:
+            _compute(engine, folder, source_id, stored, run_id, model, limits, ears, tally)
+            summary.device_busy = tally.finish_computing(model.clock)
+        summary.patches = tally.patches
         summary.precision = model.precision
-    build_index(
-        engine,
-        stored,
-        threshold=store.index_threshold,
-        memory_mb=store.maintenance_work_mem_mb,
-        on_progress=ears.share,
-    )
+        summary.gpu_utilization = live.utilization
+    with tally.clock.timed("index"):
+        build_index(
+            engine,
+            stored,
+            threshold=store.index_threshold,
+            memory_mb=store.maintenance_work_mem_mb,
+            on_progress=ears.share,
+        )
+    summary.stage_seconds = tally.stage_seconds()
     return summary
 
 
@@ -141,38 +153,39 @@ def _compute(
     run_id: int,
     model: "Model",
     limits: LeaseLimits,
-    window: int,
     ears: Listener,
-) -> int:
+    tally: Tally,
+) -> None:
     """Keeps a window of batches in flight: while one is computed, others are read and written."""
     spec = FeatureSpec.model_validate(stored.recipe)
     max_pixels = ExtractorSettings().max_pixels
+    window = FlowSettings().window
     in_flight: deque[tuple[Batch, list[PrefectFuture[int]]]] = deque()
-    patches = 0
     number = 0
     while leases := lease_images(engine, stored, source_id, run_id, limits):
         number += 1
         batch = Batch(number, leases)
         read = extract_patches.submit(batch, folder, spec, max_pixels, return_state=False)
-        computed = compute_features.submit(batch, model, return_state=False, wait_for=[read])
+        computed = compute_features.submit(
+            batch, model, tally.sheet, return_state=False, wait_for=[read]
+        )
         written = upsert_features.submit(
             batch, engine, stored, ears, return_state=False, wait_for=[computed]
         )
         in_flight.append((batch, [read, computed, written]))
         if len(in_flight) >= window:
-            patches += _settle(*in_flight.popleft())
+            tally.add(_settle(*in_flight.popleft()))
     while in_flight:
-        patches += _settle(*in_flight.popleft())
-    return patches
+        tally.add(_settle(*in_flight.popleft()))
 
 
-def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> int:
+def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> Batch:
     """Waits for a batch; raises what stopped it, for then its images are not written."""
     for future in futures:
         future.wait()
     for future in futures:
         future.result()
-    return batch.patches
+    return batch
 
 
 def _finish(
@@ -183,6 +196,7 @@ def _finish(
     run_id: int,
     summary: Summary,
     ears: Listener,
+    tally: Tally,
 ) -> State[Any]:
     standing = _standing(engine, source_id, stored)
     summary.done = standing["done"]
@@ -193,10 +207,9 @@ def _finish(
     troubled = bool(summary.failed or summary.unlisted)
     state = "completed_with_errors" if troubled else "completed"
     finish_run(engine, run_id, state, json.dumps(summary.as_json()))
-    publish_summary(folder.root, stored.name, summary)
-    publish_failures(folder.root, stored.name, failed)
+    publish(folder.root, stored.name, summary, failed, tally)
     ears.finished(summary)
-    message = f"{summary.new} new, {summary.changed} changed, {summary.failed} failed"
+    message = outcome(summary)
     if troubled:
         return Completed(name="CompletedWithErrors", message=message)
     return Completed(message=message)

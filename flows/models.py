@@ -15,11 +15,14 @@ from sqlalchemy import Engine
 from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
+from extractor.device import utilization
 from extractor.errors import ImageError
 from extractor.features import FeatureExtractor
 from extractor.precision import check_precision, device_kind
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
+
+from .stages import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,9 @@ class Model:
 
     With precision `auto` the first batch decides: the fastest precision whose vectors agree with
     float32, unless the store knows the answer for this spec and kind of device already.
+
+    Attributes:
+        clock: how long the device was at work, `forward`; the check of precisions included.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Model:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._backbone: Backbone = self._on_thread(load, stored)
         self._extractor: FeatureExtractor | None = None
+        self.clock = Clock()
         if precision != "auto":
             self._extractor = self._make(precision)
 
@@ -92,6 +99,10 @@ class Model:
     def precision(self) -> str | None:
         """What the vectors are computed in; None before the first batch under `auto`."""
         return self._extractor.precision if self._extractor else None
+
+    def utilization(self) -> float | None:
+        """The GPU's at this moment, 0 to 1; None where it is not known."""
+        return utilization(self._extractor.device) if self._extractor else None
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """The vectors of each image, in order."""
@@ -102,9 +113,10 @@ class Model:
         return self._thread.submit(copy_context().run, call, *arguments).result()
 
     def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
-        if self._extractor is None:
-            self._extractor = self._make(self._choose_precision(images))
-        return self._extractor.extract(images)
+        with self.clock.timed("forward"):
+            if self._extractor is None:
+                self._extractor = self._make(self._choose_precision(images))
+            return self._extractor.extract(images)
 
     def _make(self, precision: str) -> FeatureExtractor:
         return FeatureExtractor(

@@ -30,6 +30,9 @@ SUMMARY_KEYS = (
     "patches",
     "seconds",
     "patches_per_second",
+    "stage_seconds",
+    "device_busy",
+    "gpu_utilization",
 )
 
 
@@ -132,6 +135,16 @@ def run(source: str, spec: str, precision: str, begun: float) -> tuple["Summary"
     return bar.summary, bar.startup_s
 
 
+def describe_stages(summary: "Summary") -> str:
+    """Which part of the run each stage took, and how busy the device was, in one line."""
+    shares = [f"{stage} {share:.0%}" for stage, share in summary.stage_shares().items()]
+    gpu = summary.gpu_utilization
+    return (
+        f"time, overlapping: {', '.join(shares)}; device busy {summary.device_busy or 0:.0%} of "
+        "computing" + ("" if gpu is None else f", GPU utilisation {gpu:.0%}")
+    )
+
+
 def describe(summary: "Summary") -> list[str]:
     """The summary as lines for a person, with the reasons of failures."""
     lines = [
@@ -144,6 +157,7 @@ def describe(summary: "Summary") -> list[str]:
             f"{summary.patches:,} patches at {summary.patches_per_second:,.1f} patches/s"
             f" in {summary.precision}"
         )
+        lines.append(describe_stages(summary))
     if summary.others:
         lines.append(f"{summary.others} other files are no images")
     lines += [f"not listed: {folder}" for folder in summary.unlisted]
