@@ -22,7 +22,7 @@ def main() -> None:
     """Ingests, and takes each picture from the local Prefect server that is left running."""
     os.environ["PATCHSTORE_BATCH_IMAGES"] = "2"
     with homes.temporary_home() as home, pictures(), chromium() as browser:
-        homes.add_spec(home, homes.SpecOptions(patch_size=96, stride=24))
+        homes.add_spec(home, homes.SpecOptions(patch_size=96, stride=48))
         (PICTURES / "broken.jpg").write_bytes(b"not a picture")
         homes.ingest(home, PICTURES)
         _take(browser, prefect_url(home))
@@ -36,11 +36,12 @@ def prefect_url(home: Path) -> str:
 
 def _take(browser: Browser, url: str) -> None:
     (run,) = _ask(url, "flow_runs", {})
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    _open(page, f"{url}/runs/flow-run/{run['id']}?tab=Artifacts", "ingest-summary")
-    shoot(page, "run.png")
-    _open(page, f"{url}/runs/flow-run/{run['id']}?tab=Logs", "scanned")
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    _open(page, f"{url}/runs/flow-run/{run['id']}", "Beginning flow run")
     shoot(page, "run-log.png")
+    page.get_by_text("Artifacts", exact=True).click()
+    expect(page.get_by_text("ingest-summary")).to_be_visible()
+    shoot(page, "run.png")
     for artifact in _ask(url, "artifacts", {}):
         key = str(artifact["key"]).removeprefix("ingest-")
         if key in KEYS:

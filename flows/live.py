@@ -63,6 +63,7 @@ class LiveProgress:
                 self._samples.append(sample)
             self._log()
             self._show()
+        self._log()
         if self._artifact is not None:
             self._show()
 

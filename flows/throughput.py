@@ -1,6 +1,7 @@
 """Patches a second over a run, drawn as SVG."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from math import floor, log10
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 MAX_STEPS = 120
 WIDTH, HEIGHT = 760, 220
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 32, 32
+ROUND = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 # Its own white ground: an image in a page knows nothing of the page's dark or light.
 HEAD = (
@@ -69,19 +71,22 @@ def _levels(top: float) -> str:
 
 
 def _times(end_s: float) -> str:
-    unit, divisor = ("s", 1) if end_s < 180 else ("min", 60) if end_s < 10_800 else ("h", 3600)
     labels = ""
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         labels += (
             f'<text x="{LEFT + PLOT_WIDTH * share:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">'
-            f"{end_s * share / divisor:.3g} {unit}</text>"
+            f"{_duration(end_s * share)}</text>"
         )
     return labels
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+
+
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, ... above; 1 for 0."""
+    """The next number above of one digit, or 15, 150, ...; 1 for 0."""
     if value <= 0:
         return 1.0
     decade = 10.0 ** floor(log10(value))
-    return next(factor * decade for factor in (1, 2, 5, 10, 20) if factor * decade >= value)
+    return next(step * decade for step in ROUND if step * decade >= value)

@@ -136,12 +136,14 @@ def run(source: str, spec: str, precision: str, begun: float) -> tuple["Summary"
 
 
 def describe_stages(summary: "Summary") -> str:
-    """Which part of the run each stage took, and how busy the device was, in one line."""
-    shares = [f"{stage} {share:.0%}" for stage, share in summary.stage_shares().items()]
+    """Which part of the run's time each stage took, and how busy the device was, in one line."""
+    shares = summary.stage_shares()
+    del shares["wait"]  # grows with the window of batches in flight: its complement says more
+    told = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
     gpu = summary.gpu_utilization
     return (
-        f"time, overlapping: {', '.join(shares)}; device busy {summary.device_busy or 0:.0%} of "
-        "computing" + ("" if gpu is None else f", GPU utilisation {gpu:.0%}")
+        f"of the time, overlapping: {told}; device busy {summary.device_busy or 0:.0%} of computing"
+        + ("" if gpu is None else f", GPU utilisation {gpu:.0%}")
     )
 
 

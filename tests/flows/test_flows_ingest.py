@@ -331,7 +331,7 @@ def test_the_runs_log_holds_our_lines_and_none_for_each_task_that_went_well(
             threading.Event().wait(0.1)
     assert [log for log in logs if log.message.startswith("precision ")]
     assert [log for log in logs if log.message.startswith("scanned ")]
-    assert {log.name for log in logs} == {"prefect.flow_runs", "flows.models"}
+    assert {log.name for log in logs} == {"prefect.flow_runs", "flows.models", "flows.live"}
 
 
 def test_images_of_many_modes_are_all_stored(ingest: Any, folder: Path) -> None:
