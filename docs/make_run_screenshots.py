@@ -15,16 +15,19 @@ import httpx
 from make_screenshots import PICTURES, chromium, homes, pictures, shoot
 from playwright.sync_api import Browser, Page, expect
 
-KEYS = ("summary", "failures", "contact-sheet", "throughput")
+SPEC = "squeezenet"
+WIDTH = 1280
+HEIGHTS = {"summary": 1250, "failures": 480, "contact-sheet": 680, "throughput": 480}
 
 
 def main() -> None:
     """Ingests, and takes each picture from the local Prefect server that is left running."""
     os.environ["PATCHSTORE_BATCH_IMAGES"] = "2"
     with homes.temporary_home() as home, pictures(), chromium() as browser:
-        homes.add_spec(home, homes.SpecOptions(patch_size=96, stride=48))
+        options = homes.SpecOptions(patch_size=96, stride=48)
+        homes.run_command(home, "spec", "add", SPEC, *options.arguments())
         (PICTURES / "broken.jpg").write_bytes(b"not a picture")
-        homes.ingest(home, PICTURES)
+        homes.run_command(home, "ingest", str(PICTURES), "--spec", SPEC)
         _take(browser, prefect_url(home))
 
 
@@ -36,15 +39,17 @@ def prefect_url(home: Path) -> str:
 
 def _take(browser: Browser, url: str) -> None:
     (run,) = _ask(url, "flow_runs", {})
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = browser.new_page(viewport={"width": WIDTH, "height": 1220})
     _open(page, f"{url}/runs/flow-run/{run['id']}", "Beginning flow run")
     shoot(page, "run-log.png")
     page.get_by_text("Artifacts", exact=True).click()
     expect(page.get_by_text("ingest-summary")).to_be_visible()
+    page.set_viewport_size({"width": WIDTH, "height": 1020})
     shoot(page, "run.png")
     for artifact in _ask(url, "artifacts", {}):
         key = str(artifact["key"]).removeprefix("ingest-")
-        if key in KEYS:
+        if key in HEIGHTS:
+            page.set_viewport_size({"width": WIDTH, "height": HEIGHTS[key]})
             _open(page, f"{url}/artifacts/artifact/{artifact['id']}", str(artifact["key"]))
             shoot(page, f"run-{key}.png")
 

@@ -75,13 +75,13 @@ def _times(end_s: float) -> str:
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         labels += (
             f'<text x="{LEFT + PLOT_WIDTH * share:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">'
-            f"{_duration(end_s * share)}</text>"
+            f"{_duration(end_s * share, clock=end_s >= 100)}</text>"
         )
     return labels
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+def _duration(seconds: float, *, clock: bool) -> str:
+    return str(timedelta(seconds=round(seconds))) if clock else f"{seconds:.3g} s"
 
 
 def _round_up(value: float) -> float:

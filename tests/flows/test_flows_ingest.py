@@ -42,6 +42,22 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.Model, "__init__", refuse)
 
 
+def logs_of(state: Any) -> list[Any]:
+    """The lines of a run that is over, as Prefect's API has them."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]))
+    logs: list[Any] = []
+    with get_client(sync_client=True) as client:
+        for _ in range(300):  # lines are sent every other second
+            logs = client.read_logs(of_run)
+            if any(log.message.startswith("Finished in state") for log in logs):
+                break
+            threading.Event().wait(0.1)
+    return logs
+
+
 def test_a_first_run_stores_every_patch_of_every_image(
     ingest: Any, paint: Paint, store: Engine, spec: StoredSpec
 ) -> None:
@@ -221,6 +237,7 @@ def test_a_database_that_is_away_between_two_batches_does_not_end_the_run(
     state, summary = ingest()
     assert state.name == "Completed"
     assert (summary.done, summary.pending) == (1, 0)
+    assert [log for log in logs_of(state) if "connection refused" in log.message]
 
 
 def test_two_runs_at_once_share_the_work_and_compute_nothing_twice(
@@ -316,19 +333,9 @@ def test_an_operator_reads_the_tasks_names_in_prefect(
 def test_the_runs_log_holds_our_lines_and_none_for_each_task_that_went_well(
     ingest: Any, paint: Paint
 ) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-
     paint("a.png", 1)
     state, _summary = ingest(precision="auto")
-    run_id = state.state_details.flow_run_id
-    logs: list[Any] = []
-    with get_client(sync_client=True) as client:
-        for _ in range(100):  # lines are sent every other second
-            logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
-            if any(log.message.startswith("Finished in state") for log in logs):
-                break
-            threading.Event().wait(0.1)
+    logs = logs_of(state)
     assert [log for log in logs if log.message.startswith("precision ")]
     assert [log for log in logs if log.message.startswith("scanned ")]
     assert {log.name for log in logs} == {"prefect.flow_runs", "flows.models", "flows.live"}
