@@ -75,7 +75,10 @@ def _publish_summary(source: str, spec: str, summary: Summary) -> None:
         for stage, seconds in summary.stage_seconds.items()
     ]
     create_table_artifact(
-        table=rows, key="ingest-summary", description=f"Ingest of `{source}` with spec `{spec}`"
+        table=rows,
+        key="ingest-summary",
+        description=f"Ingest of `{source}` with spec `{spec}`. "
+        "Batches overlap: stages are summed over them.",
     )
 
 

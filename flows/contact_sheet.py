@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 COLUMNS = 8
 ROWS = 5
@@ -63,7 +63,8 @@ class ContactSheet:
 def _thumbnail(pixels: NDArray[np.uint8], box: NDArray[np.int32]) -> Image.Image:
     x, y, width, height = box.tolist()
     patch = Image.fromarray(pixels[y : y + height, x : x + width])
-    return ImageOps.pad(patch, (SIDE, SIDE), color="white")
+    ratio = SIDE / max(width, height)
+    return patch.resize((max(1, round(width * ratio)), max(1, round(height * ratio))))
 
 
 def _encode(sheet: Image.Image) -> bytes:

@@ -81,8 +81,8 @@ class Tally:
     def stage_seconds(self) -> dict[str, float]:
         """Seconds in each of `STAGES`, summed over the batches."""
         spent = self.clock.seconds
-        spent["wait"] = max(0.0, spent["compute"] - spent["forward"])
-        return {stage: round(spent[stage], 3) for stage in STAGES}
+        wait = max(0.0, spent["compute"] - spent["forward"])
+        return {stage: round(spent[stage], 3) for stage in STAGES} | {"wait": round(wait, 3)}
 
     @property
     def elapsed_s(self) -> float:

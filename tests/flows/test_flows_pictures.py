@@ -74,6 +74,13 @@ def test_a_thumbnail_shows_its_box_and_keeps_its_proportions() -> None:
     assert columns == pytest.approx(SIDE / 2, abs=2)
 
 
+def test_a_sliver_of_a_patch_is_shown_as_one() -> None:
+    sheet = ContactSheet()
+    sheet.offer(np.zeros((224, 1, 3), np.uint8), np.array([[0, 0, 1, 224]], np.int32))
+    dark = np.asarray(opened(sheet).convert("L")) < 128
+    assert dark.any(axis=1).sum() == pytest.approx(SIDE, abs=2)
+
+
 def test_noise_does_not_make_it_large() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
     sheet = ContactSheet()
