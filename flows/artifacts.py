@@ -13,6 +13,7 @@ from uuid import UUID
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from db.reports import Failure
 
@@ -22,6 +23,7 @@ from .stages import Tally
 
 logger = logging.getLogger(__name__)
 
+RETRIES = 3  # of a call, some twenty seconds; by default Prefect's client tries for a minute
 MAX_FAILURES = 500  # artifacts live in Prefect's own database: keep them small
 
 
@@ -126,6 +128,7 @@ def _publish_picture(key: str, description: str, media_type: str, content: bytes
 def _unharmed() -> Iterator[None]:
     """Whatever goes wrong inside is logged, and that is all."""
     try:
-        yield
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: RETRIES}):
+            yield
     except Exception:
         logger.warning("Prefect does not show all of this run", exc_info=True)
