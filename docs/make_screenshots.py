@@ -9,7 +9,8 @@ import argparse
 import io
 import shutil
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,31 +31,46 @@ QUIET = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 def main() -> None:
     """Starts a store and a service, and takes each picture."""
     arguments = _arguments()
+    with homes.temporary_home() as home, pictures():
+        homes.add_spec(home, homes.SpecOptions(arguments.backbone, arguments.weights, 128, 64))
+        homes.ingest(home, PICTURES)
+        with running_service(home) as service, chromium() as browser:
+            _take(browser, service.url)
+
+
+@contextmanager
+def pictures() -> Iterator[None]:
+    """Scikit-image's pictures in `PICTURES`; afterwards they are gone."""
     found = find_spec("skimage")
     assert found is not None and found.submodule_search_locations
     shutil.copytree(Path(found.submodule_search_locations[0]) / "data", PICTURES)
-    browser_path = next(path for name in CHROMIUM if (path := shutil.which(name)))
-    with homes.temporary_home() as home, ExitStack() as stack:
-        stack.callback(shutil.rmtree, PICTURES)
-        homes.add_spec(home, homes.SpecOptions(arguments.backbone, arguments.weights, 128, 64))
-        homes.ingest(home, PICTURES)
-        with running_service(home) as service, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=browser_path, args=[*QUIET])
-            _take(browser, service.url)
-            browser.close()
+    try:
+        yield
+    finally:
+        shutil.rmtree(PICTURES)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, with no window."""
+    path = next(path for name in CHROMIUM if (path := shutil.which(name)))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=[*QUIET])
+        yield browser
+        browser.close()
 
 
 def _take(browser: Browser, url: str) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 860})
     _ask(page, url)
-    _shoot(page, "page.png")
+    shoot(page, "page.png")
     page.locator(".hits .open").nth(1).click()
     expect(page.locator("dialog[open] canvas").first).to_be_visible()
     page.wait_for_load_state("networkidle")
-    _shoot(page, "page-heat.png")
+    shoot(page, "page-heat.png")
     narrow = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
     _ask(narrow, url)
-    _shoot(narrow, "page-narrow.png")
+    shoot(narrow, "page-narrow.png")
 
 
 def _ask(page: Page, url: str) -> None:
@@ -69,8 +85,8 @@ def _ask(page: Page, url: str) -> None:
     expect(page.locator(".hits .open").first).to_be_visible()
 
 
-def _shoot(page: Page, name: str) -> None:
-    """In 256 colours: a third of the bytes."""
+def shoot(page: Page, name: str) -> None:
+    """Writes what the page shows into `docs/`, in 256 colours: a third of the bytes."""
     with Image.open(io.BytesIO(page.screenshot())) as picture:
         picture.convert("RGB").quantize(256).save(DOCS / name, optimize=True)
 

@@ -68,6 +68,20 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     return ("fp16", "bf16") if capability >= (8, 0) else ("fp16",) if capability >= (7, 0) else ()
 
 
+def utilization(device: torch.device) -> float | None:
+    """Read the share of the last moment in which a CUDA device was running a kernel, 0 to 1.
+
+    Returns:
+        None where that is not known: on a CPU, and without the package nvidia-ml-py.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except Exception:  # each driver has its own way of not telling
+        return None
+
+
 def check_device_precision(precision: str, device: torch.device) -> None:
     """Refuse a precision that a device does not run natively.
 

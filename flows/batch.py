@@ -7,6 +7,7 @@ finished is not done twice.
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from sqlalchemy import Engine
@@ -20,8 +21,10 @@ from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import FeatureSpec
 
+from .contact_sheet import ContactSheet
 from .errors import TransientReadError, is_transient
 from .sources import FolderSource
+from .stages import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class Batch:
         self.released: set[int] = set()
         self.written: set[int] = set()
         self.patches = 0
+        self.clock = Clock()
+        self.computed_at = 0.0  # of time.monotonic
 
     def __str__(self) -> str:
         return f"batch {self.number} of {len(self.leases)} images"
@@ -86,16 +91,21 @@ def extract_patches(
     return sum(len(image.grid.boxes) for image in batch.decoded.values())
 
 
-def compute_features(batch: Batch, extract: Extract) -> int:
-    """Computes the batch's vectors and lets its pixels go; returns how many vectors there are."""
+def compute_features(batch: Batch, extract: Extract, sheet: ContactSheet) -> int:
+    """Computes the batch's vectors and lets its pixels go; returns how many vectors there are.
+
+    What is computed takes part in the contact sheet.
+    """
     ids = list(batch.decoded)
     images = [batch.decoded[i] for i in ids]
     for image_id, result in zip(ids, _extract_each(extract, images), strict=True):
         if isinstance(result, PatchFeatures):
             batch.features[image_id] = result
+            sheet.offer(batch.decoded[image_id].pixels, result.boxes)
         else:
             batch.failed[image_id] = str(result)
     batch.decoded.clear()
+    batch.computed_at = time.monotonic()
     return sum(len(features.boxes) for features in batch.features.values())
 
 

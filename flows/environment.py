@@ -61,11 +61,19 @@ def configured_api() -> str | None:
 
 
 def let_libraries_log() -> None:
-    """Opens the rooms' loggers at INFO: Prefect hands on their lines, but leaves them closed."""
+    """Opens the rooms' loggers at INFO: Prefect hands on their lines, but leaves them closed.
+
+    They would drown in Prefect's own line for each task that went well, four a batch.
+    """
     for room in ROOMS:
         logger = logging.getLogger(room)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.INFO)
+    logging.getLogger("prefect.task_runs").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Finished in state Completed")
 
 
 def prefect_home(home: Path) -> Path:

@@ -7,7 +7,7 @@ leases of a dead run free and goes on.
 import json
 import time
 from collections import Counter, deque
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -30,23 +30,48 @@ from extractor.allocator import keep_freed_memory
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
-from .artifacts import publish_failures, publish_summary
+from .artifacts import outcome, publish, tag_run
 from .batch import Batch
 from .environment import let_libraries_log
 from .gpu import gpu_slot
 from .heartbeat import Heartbeat
+from .live import LiveProgress
 from .naming import named
 from .progress import Listener, Summary, listener
 from .request import IngestRequest, Precision
 from .scan import scan
 from .settings import FlowSettings
 from .sources import FolderSource
+from .stages import Tally
 from .tasks import compute_features, extract_patches, lease_images, upsert_features
 
 if TYPE_CHECKING:
     from .models import Model
 
 STEPS = 3
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run is about, and what it has come to so far."""
+
+    engine: Engine
+    folder: FolderSource
+    source_id: int
+    stored: StoredSpec
+    id: int
+    ears: Listener
+    tally: Tally = field(default_factory=Tally)
+
+    def standing(self) -> dict[str, int]:
+        """Where the source's files stand under the spec."""
+        (row,) = status(self.engine, source_id=self.source_id, spec=self.stored.name)
+        return {
+            "done": row.done,
+            "failed": row.failed,
+            "pending": row.pending,
+            "leased": row.leased,
+        }
 
 
 def run_name() -> str:
@@ -75,123 +100,108 @@ def ingest(request: IngestRequest) -> State[Any]:
     engine = connect()
     folder = FolderSource(request.source)
     stored = get_spec(engine, request.spec)
+    tag_run(folder.root, stored.name)
     source_id = open_source(engine, folder.root)
-    run_id = start_run(engine, source_id, stored)
+    run = _Run(engine, folder, source_id, stored, start_run(engine, source_id, stored), ears)
     try:
-        with Heartbeat(engine, run_id, StoreSettings().lease_s):
-            summary = _ingest(engine, folder, source_id, stored, run_id, request.precision, ears)
+        with Heartbeat(engine, run.id, StoreSettings().lease_s):
+            summary = _ingest(run, request.precision)
     except BaseException:
-        finish_run(engine, run_id, "failed", None)
+        finish_run(engine, run.id, "failed", None)
         raise
     summary.seconds = round(time.monotonic() - begun, 3)
     summary.patches_per_second = round(summary.patches / summary.seconds, 1)
-    return _finish(engine, folder, source_id, stored, run_id, summary, ears)
+    return _finish(run, summary)
 
 
-def _ingest(
-    engine: Engine,
-    folder: FolderSource,
-    source_id: int,
-    stored: StoredSpec,
-    run_id: int,
-    precision: Precision,
-    ears: Listener,
-) -> Summary:
-    settings = FlowSettings()
-    store = StoreSettings()
-    ears.phase("scanning")
-    counts = scan(engine, folder, source_id, stored, settings.scan_threads)
+def _ingest(run: _Run, precision: Precision) -> Summary:
+    store, clock = StoreSettings(), run.tally.clock
+    run.ears.phase("scanning")
+    with clock.timed("scan"):
+        threads = FlowSettings().scan_threads
+        counts = scan(run.engine, run.folder, run.source_id, run.stored, threads)
     found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
-    get_run_logger().info("scanned %s: %s", folder.root, found)
-    reclaim(engine, stored, store.max_attempts)
-    pending = _standing(engine, source_id, stored)["pending"]
-    summary = _summary(counts, folder)
-    if pending:
-        ears.phase("loading the network")
-        from .models import Model  # torch takes seconds, and most runs find nothing to do
-
-        model = Model(engine, stored, precision, images=pending, slot=gpu_slot)
-        ears.queued(pending)
-        ears.phase("computing")
-        limits = LeaseLimits(settings.batch_images, settings.batch_pixels, store.lease_s)
-        summary.patches = _compute(
-            engine, folder, source_id, stored, run_id, model, limits, settings.window, ears
+    get_run_logger().info("scanned %s: %s", run.folder.root, found)
+    reclaim(run.engine, run.stored, store.max_attempts)
+    summary = _summary(counts, run.folder)
+    if pending := run.standing()["pending"]:
+        _compute_pending(run, summary, pending, precision)
+    with clock.timed("index"):
+        build_index(
+            run.engine,
+            run.stored,
+            threshold=store.index_threshold,
+            memory_mb=store.maintenance_work_mem_mb,
+            on_progress=run.ears.share,
         )
-        summary.precision = None if model.way is None else str(model.way)
-    build_index(
-        engine,
-        stored,
-        threshold=store.index_threshold,
-        memory_mb=store.maintenance_work_mem_mb,
-        on_progress=ears.share,
-    )
+    summary.stage_seconds = run.tally.stage_seconds()
     return summary
 
 
-def _compute(
-    engine: Engine,
-    folder: FolderSource,
-    source_id: int,
-    stored: StoredSpec,
-    run_id: int,
-    model: "Model",
-    limits: LeaseLimits,
-    window: int,
-    ears: Listener,
-) -> int:
+def _compute_pending(run: _Run, summary: Summary, pending: int, precision: Precision) -> None:
+    run.ears.phase("loading the network")
+    with run.tally.clock.timed("load"):
+        from .models import Model  # torch takes seconds, and most runs find nothing to do
+
+        model = Model(run.engine, run.stored, precision, images=pending, slot=gpu_slot)
+    run.ears.queued(pending)
+    run.ears.phase("computing")
+    run.tally.begin(pending)
+    with LiveProgress(run.tally, model.utilization) as live:
+        _compute(run, model)
+        summary.device_busy = run.tally.finish_computing(model.clock)
+    summary.patches = run.tally.patches
+    summary.precision = None if model.way is None else str(model.way)
+    summary.gpu_utilization = live.utilization
+
+
+def _compute(run: _Run, model: "Model") -> None:
     """Keeps a window of batches in flight: while one is computed, others are read and written."""
-    spec = FeatureSpec.model_validate(stored.recipe)
+    settings = FlowSettings()
+    limits = LeaseLimits(settings.batch_images, settings.batch_pixels, StoreSettings().lease_s)
+    spec = FeatureSpec.model_validate(run.stored.recipe)
     max_pixels = ExtractorSettings().max_pixels
     in_flight: deque[tuple[Batch, list[PrefectFuture[int]]]] = deque()
-    patches = 0
     number = 0
-    while leases := lease_images(engine, stored, source_id, run_id, limits):
+    while leases := lease_images(run.engine, run.stored, run.source_id, run.id, limits):
         number += 1
         batch = Batch(number, leases)
-        read = extract_patches.submit(batch, folder, spec, max_pixels, return_state=False)
-        computed = compute_features.submit(batch, model, return_state=False, wait_for=[read])
+        read = extract_patches.submit(batch, run.folder, spec, max_pixels, return_state=False)
+        computed = compute_features.submit(
+            batch, model, run.tally.sheet, return_state=False, wait_for=[read]
+        )
         written = upsert_features.submit(
-            batch, engine, stored, ears, return_state=False, wait_for=[computed]
+            batch, run.engine, run.stored, run.ears, return_state=False, wait_for=[computed]
         )
         in_flight.append((batch, [read, computed, written]))
-        if len(in_flight) >= window:
-            patches += _settle(*in_flight.popleft())
+        if len(in_flight) >= settings.window:
+            run.tally.add(_settle(*in_flight.popleft()))
     while in_flight:
-        patches += _settle(*in_flight.popleft())
-    return patches
+        run.tally.add(_settle(*in_flight.popleft()))
 
 
-def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> int:
+def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> Batch:
     """Waits for a batch; raises what stopped it, for then its images are not written."""
     for future in futures:
         future.wait()
     for future in futures:
         future.result()
-    return batch.patches
+    return batch
 
 
-def _finish(
-    engine: Engine,
-    folder: FolderSource,
-    source_id: int,
-    stored: StoredSpec,
-    run_id: int,
-    summary: Summary,
-    ears: Listener,
-) -> State[Any]:
-    standing = _standing(engine, source_id, stored)
+def _finish(run: _Run, summary: Summary) -> State[Any]:
+    standing = run.standing()
     summary.done = standing["done"]
     summary.failed = standing["failed"]
     summary.pending = standing["pending"] + standing["leased"]
-    failed = failures(engine, source_id=source_id, spec=stored.name)
+    failed = failures(run.engine, source_id=run.source_id, spec=run.stored.name)
     summary.reasons = dict(Counter(failure.reason for failure in failed).most_common(10))
     troubled = bool(summary.failed or summary.unlisted)
     state = "completed_with_errors" if troubled else "completed"
-    finish_run(engine, run_id, state, json.dumps(summary.as_json()))
-    publish_summary(folder.root, stored.name, summary)
-    publish_failures(folder.root, stored.name, failed)
-    ears.finished(summary)
-    message = f"{summary.new} new, {summary.changed} changed, {summary.failed} failed"
+    finish_run(run.engine, run.id, state, json.dumps(summary.as_json()))
+    publish(run.folder.root, run.stored.name, summary, failed, run.tally)
+    run.ears.finished(summary)
+    message = outcome(summary)
     if troubled:
         return Completed(name="CompletedWithErrors", message=message)
     return Completed(message=message)
@@ -208,13 +218,3 @@ def _summary(counts: ScanCounts, folder: FolderSource) -> Summary:
         others=folder.others,
         unlisted=folder.unlisted,
     )
-
-
-def _standing(engine: Engine, source_id: int, stored: StoredSpec) -> dict[str, int]:
-    (row,) = status(engine, source_id=source_id, spec=stored.name)
-    return {
-        "done": row.done,
-        "failed": row.failed,
-        "pending": row.pending,
-        "leased": row.leased,
-    }

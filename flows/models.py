@@ -15,12 +15,14 @@ from sqlalchemy import Engine
 from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
-from extractor.device import FLOAT32, Way
+from extractor.device import FLOAT32, Way, utilization
 from extractor.errors import DeviceError, ImageError
 from extractor.features import FeatureExtractor
 from extractor.precision import check_kind, check_precision
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
+
+from .stages import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,9 @@ class Model:
     With precision `auto` the first batch decides: the fastest way whose vectors agree with float32,
     unless the store knows the answer for this spec and kind of device already. A precision that is
     asked for is always computed by torch.
+
+    Attributes:
+        clock: how long the device was at work, `forward`; the check of precisions included.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Model:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._backbone: Backbone = self._on_thread(load, stored)
         self._extractor: FeatureExtractor | None = None
+        self.clock = Clock()
         if precision != "auto":
             self._extractor = self._make(Way(precision))
 
@@ -110,6 +116,10 @@ class Model:
     def way(self) -> Way | None:
         """How the vectors are computed; None before the first batch under `auto`."""
         return self._extractor.way if self._extractor else None
+
+    def utilization(self) -> float | None:
+        """The GPU's at this moment, 0 to 1; None where it is not known."""
+        return utilization(self._extractor.device) if self._extractor else None
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """The vectors of each image, in order."""
@@ -120,7 +130,7 @@ class Model:
         return self._thread.submit(copy_context().run, call, *arguments).result()
 
     def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
-        with self._slot():
+        with self._slot(), self.clock.timed("forward"):
             if self._extractor is None:
                 self._extractor = self._usable(self._choose(images))
             return self._extractor.extract(images)

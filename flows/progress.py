@@ -16,6 +16,11 @@ class Summary:
     `patches` and `seconds` are this run's own. `others` are files that are no images, `unlisted`
     folders that could not be listed (their files, as last seen, still count in `done` and so on),
     `reasons` how often images fail for which reason.
+
+    `stage_seconds` are summed over the batches, which overlap: `scan`, `load` (the network), `read`
+    (and decode), `wait` (of decoded batches for the device), `forward`, `write`, `index`.
+    `device_busy` is the share of the computing phase in which a forward pass was running,
+    `gpu_utilization` what the GPU itself says of that phase.
     """
 
     found: int = 0
@@ -32,12 +37,19 @@ class Summary:
     patches_per_second: float = 0.0
     others: int = 0
     precision: str | None = None
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    device_busy: float | None = None
+    gpu_utilization: float | None = None
     unlisted: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The summary as plain values."""
         return asdict(self)
+
+    def stage_shares(self) -> dict[str, float]:
+        """Each stage's part of the run's time; they overlap, and so may add up to more than 1."""
+        return {stage: s / max(self.seconds, 1e-9) for stage, s in self.stage_seconds.items()}
 
 
 class Listener:

@@ -18,6 +18,7 @@ from extractor.spec import FeatureSpec
 
 from . import batch as steps
 from .batch import Batch
+from .contact_sheet import ContactSheet
 from .errors import is_transient
 from .progress import Listener
 from .settings import FlowSettings
@@ -57,16 +58,19 @@ def lease_images(
 def extract_patches(batch: Batch, source: FolderSource, spec: FeatureSpec, max_pixels: int) -> int:
     """Reads and decodes a batch; returns the number of patches."""
     last_try = int(task_run.run_count) > SETTINGS.retries
-    return steps.extract_patches(batch, source, spec, max_pixels, last_try=last_try)
+    with batch.clock.timed("read"):
+        return steps.extract_patches(batch, source, spec, max_pixels, last_try=last_try)
 
 
 @task(name="compute_features", task_run_name="compute {batch}", **RETRIES)
-def compute_features(batch: Batch, model: "Model") -> int:
+def compute_features(batch: Batch, model: "Model", sheet: ContactSheet) -> int:
     """Runs the forward pass of a batch; returns the number of vectors."""
-    return steps.compute_features(batch, model.extract)
+    with batch.clock.timed("compute"):
+        return steps.compute_features(batch, model.extract, sheet)
 
 
 @task(name="upsert_features", task_run_name="write {batch}", **RETRIES)
 def upsert_features(batch: Batch, engine: Engine, spec: StoredSpec, listener: Listener) -> int:
     """Writes a batch; returns the number of rows."""
-    return steps.upsert_features(batch, engine, spec, listener.image)
+    with batch.clock.timed("write"):
+        return steps.upsert_features(batch, engine, spec, listener.image)

@@ -31,6 +31,9 @@ SUMMARY_KEYS = (
     "patches",
     "seconds",
     "patches_per_second",
+    "stage_seconds",
+    "device_busy",
+    "gpu_utilization",
 )
 
 
@@ -137,6 +140,18 @@ def run(request: "IngestRequest", begun: float) -> tuple["Summary", float]:
     return bar.summary, bar.startup_s
 
 
+def describe_stages(summary: "Summary") -> str:
+    """Which part of the run's time each stage took, and how busy the device was, in one line."""
+    shares = summary.stage_shares()
+    del shares["wait"]  # grows with the window of batches in flight: its complement says more
+    told = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
+    gpu = summary.gpu_utilization
+    return (
+        f"of the time, overlapping: {told}; device busy {summary.device_busy or 0:.0%} of computing"
+        + ("" if gpu is None else f", GPU utilisation {gpu:.0%}")
+    )
+
+
 def describe(summary: "Summary") -> list[str]:
     """The summary as lines for a person, with the reasons of failures."""
     lines = [
@@ -149,6 +164,7 @@ def describe(summary: "Summary") -> list[str]:
             f"{summary.patches:,} patches at {summary.patches_per_second:,.1f} patches/s"
             f" in {summary.precision}"
         )
+        lines.append(describe_stages(summary))
     if summary.others:
         lines.append(f"{summary.others} other files are no images")
     lines += [f"not listed: {folder}" for folder in summary.unlisted]

@@ -1,6 +1,7 @@
 """What a person types, and what comes back."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ KEYS = [
     "patches",
     "seconds",
     "patches_per_second",
+    "stage_seconds",
+    "device_busy",
+    "gpu_utilization",
 ]
 
 
@@ -58,6 +62,7 @@ def test_failed_images_give_exit_code_3_and_their_reasons(
     done = command("ingest", folder, "--spec", "tiny")
     assert done.code == 3
     assert "done 1, failed 1, pending 0" in done.err
+    assert re.search(r"forward \d+%.*; device busy \d+% of computing", done.err)
     (failure,) = json.loads(command("failures", "--json").out)
     assert list(failure) == ["uri", "reason"]
     assert failure["uri"] == str(folder / "broken.jpg")

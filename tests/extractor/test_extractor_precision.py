@@ -163,3 +163,20 @@ def test_settings_are_read_from_the_environment(monkeypatch):
 
 def fake(network):
     return Backbone(network.eval(), dim=3, weights_sha256="0" * 64)
+
+
+def test_a_cpu_tells_no_utilization():
+    assert devices.utilization(CPU) is None
+
+
+def test_a_gpus_utilization_is_a_share(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "utilization", lambda _device: 42)
+    assert devices.utilization(torch.device("cuda")) == 0.42
+
+
+def test_a_gpu_that_does_not_tell_its_utilization_is_no_error(monkeypatch):
+    def silent(_device):
+        raise ModuleNotFoundError("pynvml does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", silent)
+    assert devices.utilization(torch.device("cuda")) is None

@@ -15,6 +15,7 @@ from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.errors import DegenerateFeatures, ImageError
 from flows import batch as steps
 from flows.batch import Batch
+from flows.contact_sheet import ContactSheet
 from flows.errors import TransientReadError
 from flows.sources import FolderSource
 
@@ -106,7 +107,7 @@ def test_degenerate_vectors_fail_their_image_alone(folder: Path, paint: Paint) -
     def half(images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         return [DegenerateFeatures("NaN in patch 0"), *extract(images[1:])]
 
-    assert steps.compute_features(batch, half) == 9
+    assert steps.compute_features(batch, half, ContactSheet()) == 9
     assert batch.failed == {1: "NaN in patch 0"}
 
 
@@ -122,7 +123,7 @@ def test_an_image_that_breaks_the_forward_pass_is_found_and_fails_alone(
             raise RuntimeError("the kernel died")
         return extract(images)
 
-    assert steps.compute_features(batch, fragile) == 9
+    assert steps.compute_features(batch, fragile, ContactSheet()) == 9
     assert batch.failed == {1: "the kernel died"}
 
 
@@ -136,7 +137,7 @@ def test_a_device_that_fails_every_image_stops_the_run_and_blames_no_image(
         raise RuntimeError("no device")
 
     with pytest.raises(RuntimeError, match="no device"):
-        steps.compute_features(batch, dead)
+        steps.compute_features(batch, dead, ContactSheet())
     assert not batch.failed
 
 
@@ -146,7 +147,7 @@ def test_a_second_try_writes_only_what_the_first_did_not(
     leases = [lease_of(paint(f"{n}.png", n), n) for n in (1, 2, 3)]
     batch = Batch(1, leases)
     read(batch, folder)
-    steps.compute_features(batch, extract)
+    steps.compute_features(batch, extract, ContactSheet())
     written: list[int] = []
     outages = iter([False, True, False, False])
 
@@ -179,7 +180,7 @@ def test_the_result_of_a_lost_lease_is_dropped(
 ) -> None:
     batch = Batch(1, [lease_of(paint("a.png"))])
     read(batch, folder)
-    steps.compute_features(batch, extract)
+    steps.compute_features(batch, extract, ContactSheet())
 
     monkeypatch.setattr(steps, "replace_patches", lambda *_: batch.leases)
     stored = steps.upsert_features(
