@@ -1,18 +1,12 @@
-"""Deployments: which flow runs when and with what, and how Prefect keeps the runs apart.
+"""Deployments: carries plans into Prefect, with what keeps their runs apart.
 
 Everything here is idempotent: what is there as wanted stays, what differs is changed.
 """
 
-import hashlib
-import re
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
-from pathlib import PurePath
-from typing import Any
 from uuid import UUID
 
-from prefect import Flow
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -23,14 +17,12 @@ from prefect.client.schemas.objects import (
 )
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
-from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.urls import url_for
 from prefect.workers.process import ProcessWorker
 
 from .errors import PrefectApiError
-from .ingest import ingest
-from .request import IngestRequest
+from .plans import Plan
 from .settings import FlowSettings
 
 TAG = "patchstore"  # by it the automation knows our runs among those of others
@@ -41,31 +33,6 @@ SIGN_OF_LIFE = "prefect.flow-run.heartbeat"
 # automations up to 15 minutes late; ours then tries to crash a run that has ended, and the server
 # refuses.
 ENDS = {"Completed", "CompletedWithErrors", "Failed", "Crashed", "Cancelled"}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What runs when; its name is unique among the deployments of the flow."""
-
-    flow: Flow[..., Any]
-    name: str
-    parameters: dict[str, Any]
-    schedule: Schedule
-    tags: tuple[str, ...] = ()
-
-    @property
-    def full_name(self) -> str:
-        """As Prefect shows it: flow and deployment."""
-        return f"{self.flow.name}/{self.name}"
-
-
-def plan_ingest(request: IngestRequest, schedule: Schedule) -> Plan:
-    """The plan of a source and a spec; two folders of one name have different ones."""
-    folder = PurePath(request.source).name or "root"
-    digest = hashlib.sha256(f"{request.source}\n{request.spec}".encode()).hexdigest()[:6]
-    name = re.sub(r"[/%&<>]", "-", f"{folder}-{request.spec}-{digest}")  # Prefect allows none
-    tags = (f"source:{request.source}", f"spec:{request.spec}")
-    return Plan(ingest, name, {"request": request.model_dump()}, schedule, tags)
 
 
 def deploy(client: SyncPrefectClient, plan: Plan, pool: str) -> str:

@@ -4,7 +4,6 @@ The words go through a notification block (Slack, e-mail, Teams, a webhook), whi
 in Prefect; here only its name is known.
 """
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -13,8 +12,8 @@ from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 
+from .deploy import TAG
 from .errors import NotificationError
-from .prefect_api import prefect_api
 
 AUTOMATION = "patchstore: a run failed"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")}
@@ -22,26 +21,24 @@ SUBJECT = "patchstore: {{ flow_run.name }} {{ flow_run.state.name | lower }}"
 BODY = "{{ flow_run.state.message }}\n\n{{ flow_run | ui_url }}"
 
 
-def notify_of_failures(block: str, flow_names: Sequence[str]) -> None:
-    """Has Prefect send a notification when a run of these flows fails or crashes.
+def notify_of_failures(client: SyncPrefectClient, block: str) -> None:
+    """Has Prefect send a notification when a deployed run of ours fails or crashes.
 
-    Idempotent: called again with another block or other flows it changes the one automation.
+    Idempotent: called again with another block it changes the one automation.
 
     Args:
+        client: of the Prefect API.
         block: `TYPE/NAME` of a notification block, as `prefect block ls` shows it.
-        flow_names: whose runs are watched.
 
     Raises:
         NotificationError: there is no such block, or it sends no notifications.
-        PrefectApiError: the Prefect API cannot be reached, or refuses.
     """
-    with prefect_api() as client:
-        wanted = _automation(_find_block(client, block), flow_names)
-        known = client.read_automations_by_name(AUTOMATION)
-        if known:
-            client.update_automation(known[0].id, wanted)
-        else:
-            client.create_automation(wanted)
+    wanted = _automation(_find_block(client, block))
+    known = client.read_automations_by_name(AUTOMATION)
+    if known:
+        client.update_automation(known[0].id, wanted)
+    else:
+        client.create_automation(wanted)
 
 
 def _find_block(client: SyncPrefectClient, block: str) -> BlockDocument:
@@ -61,15 +58,15 @@ def _find_block(client: SyncPrefectClient, block: str) -> BlockDocument:
     return found
 
 
-def _automation(block: BlockDocument, flow_names: Sequence[str]) -> AutomationCore:
-    flows = {"prefect.resource.role": "flow", "prefect.resource.name": list(flow_names)}
+def _automation(block: BlockDocument) -> AutomationCore:
+    ours = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
     return AutomationCore(
         name=AUTOMATION,
         description="Made by patchstore; its settings are written anew by each deploy.",
         trigger=EventTrigger(
             expect=ENDS,
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=flows,
+            match_related=ours,
             for_each={"prefect.resource.id"},
             posture=Posture.Reactive,
             threshold=1,

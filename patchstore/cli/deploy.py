@@ -1,4 +1,4 @@
-"""`patchstore deploy` and `patchstore worker`: ingest on a schedule."""
+"""`patchstore deploy` and `patchstore worker`: ingest and upkeep on schedules."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from patchstore.words import DEFAULT_SPEC
 
-from .console import say
+from .console import fail, say
 from .ingest import Precision
 
 POOL = "patchstore"
@@ -15,7 +15,9 @@ Pool = Annotated[str, typer.Option(help="Prefect work pool; made where there is 
 
 
 def deploy(
-    source: Annotated[str, typer.Argument(help="Folder with images.")],
+    source: Annotated[
+        str | None, typer.Argument(help="Folder with images; none with --upkeep alone.")
+    ] = None,
     every: Annotated[
         str | None, typer.Option(metavar="15m", help="Interval between runs: 90s, 15m, 6h, 1d.")
     ] = None,
@@ -23,9 +25,15 @@ def deploy(
         str | None, typer.Option(metavar="'0 3 * * *'", help="Cron line; instead of --every.")
     ] = None,
     timezone: Annotated[
-        str, typer.Option(help="Time zone of --cron, such as Europe/Berlin.")
+        str, typer.Option(help="Time zone of --cron and --upkeep, such as Europe/Berlin.")
     ] = "UTC",
-    spec: Annotated[str, typer.Option(help="Spec to compute.")] = DEFAULT_SPEC,
+    upkeep: Annotated[
+        bool,
+        typer.Option(
+            "--upkeep", help="Audit and reindex the spec nightly, prune weekly, backfill by hand."
+        ),
+    ] = False,
+    spec: Annotated[str, typer.Option(help="Spec to compute, or to keep up.")] = DEFAULT_SPEC,
     precision: Annotated[
         Precision, typer.Option(help="auto: the fastest that agrees with float32, as checked.")
     ] = Precision.auto,
@@ -34,10 +42,16 @@ def deploy(
         int | None,
         typer.Option(min=1, help="Forward passes at a time, over all workers that ask for a slot."),
     ] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE/NAME", help="Prefect block that tells of failed runs: slack-webhook/ops."
+        ),
+    ] = None,
 ) -> None:
-    """Ingest a folder on a schedule. Safe to repeat: what differs is changed.
+    """Ingest a folder on a schedule, or keep a store up. Safe to repeat: what differs is changed.
 
-    Makes a deployment in Prefect, its work pool, and the automation that finds crashed runs.
+    Makes deployments in Prefect, their work pool, and the automation that finds crashed runs.
     `patchstore worker` carries the runs out.
     """
     from db.settings import StoreSettings
@@ -45,29 +59,38 @@ def deploy(
     from flows.request import IngestRequest
     from flows.sources import FolderSource
 
-    folder = FolderSource(source)  # a wrong path is said at once
+    if source is None and not (upkeep and every is None and cron is None):
+        fail("give a FOLDER with --every or --cron, or --upkeep, or both")
+    folder = None if source is None else FolderSource(source)  # a wrong path is said at once
     server = environment.prepare(StoreSettings().resolved_home())
     from flows import deploy as deployments
+    from flows.notify import notify_of_failures
+    from flows.plans import plan_ingest, plan_upkeep
     from flows.prefect_api import prefect_api
     from flows.schedule import read_schedule
     from patchstore.store import open_store, spec_for_ingest
 
-    schedule = read_schedule(every, cron, timezone)
+    schedule = read_schedule(every, cron, timezone) if folder is not None else None
     stored = spec_for_ingest(open_store(), spec)
     if server is not None:
         server.wait()
-    request = IngestRequest.model_validate(
-        {"source": folder.root, "spec": stored.name, "precision": precision.value}
-    )
-    plan = deployments.plan_ingest(request, schedule)
+    plans = plan_upkeep(stored.name, timezone) if upkeep else []
+    if folder is not None and schedule is not None:
+        request = IngestRequest.model_validate(
+            {"source": folder.root, "spec": stored.name, "precision": precision.value}
+        )
+        plans.insert(0, plan_ingest(request, schedule))
     with prefect_api() as client:
-        address = deployments.deploy(client, plan, pool)
-        slot = None if gpu_slots is None else deployments.ensure_gpu_slots(client, gpu_slots)
-    when = f"every {every}" if every else f"{cron} ({timezone})"
-    say(f"deployment {plan.full_name}: {when}, pool {pool}")
-    say(f"  {address}")
-    if slot is not None:
-        say(f"GPU slots: {gpu_slots}; workers that share them need PATCHSTORE_GPU_SLOT={slot}")
+        for plan in plans:
+            address = deployments.deploy(client, plan, pool)
+            say(f"deployment {plan.full_name}: {plan.when}, pool {pool}")
+            say(f"  {address}")
+        if gpu_slots is not None:
+            slot = deployments.ensure_gpu_slots(client, gpu_slots)
+            say(f"GPU slots: {gpu_slots}; workers that share them need PATCHSTORE_GPU_SLOT={slot}")
+        if notify is not None:
+            notify_of_failures(client, notify)
+            say(f"failed and crashed runs are told through {notify}")
     say(f"next: patchstore worker{'' if pool == POOL else f' --pool {pool}'}")
 
 

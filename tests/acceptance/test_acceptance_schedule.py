@@ -125,6 +125,9 @@ def test_a_killed_worker_blocks_nothing_and_loses_nothing(
         ((".", "--every", "15m", "--spec", "unknown"), "no spec named 'unknown'; known: tiny"),
         ((".", "--every", "soon"), "'soon' is no interval"),
         ((".",), "give either --every"),
+        ((), "give a FOLDER"),
+        (("--upkeep", "--every", "15m"), "give a FOLDER"),
+        (("--upkeep", "--notify", "slack-webhook/nobody"), "there is no block"),
     ],
 )
 def test_a_mistake_is_one_line(

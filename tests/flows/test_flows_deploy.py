@@ -30,7 +30,7 @@ def pool() -> str:
 
 
 def plan(source: str = "/srv/photos", spec: str = "default", every: str = "15m") -> Any:
-    from flows.deploy import plan_ingest
+    from flows.plans import plan_ingest
     from flows.request import IngestRequest
     from flows.schedule import read_schedule
 
@@ -90,6 +90,27 @@ def test_deploying_again_changes_what_differs_and_adds_nothing(client: Any, pool
 def test_two_folders_of_one_name_and_two_specs_of_one_folder_are_four_deployments() -> None:
     names = {plan(f"/{a}/photos", spec).name for a in "ab" for spec in ("default", "small")}
     assert len(names) == 4
+
+
+def test_upkeep_is_four_deployments_and_only_backfill_waits_for_somebody(
+    client: Any, pool: str
+) -> None:
+    from flows.deploy import deploy
+    from flows.plans import plan_upkeep
+
+    plans = plan_upkeep("default", "Europe/Berlin")
+    for wanted in plans:
+        deploy(client, wanted, pool)
+    made = {wanted.full_name: read(client, wanted) for wanted in plans}
+    assert {name: [s.schedule.cron for s in found.schedules] for name, found in made.items()} == {
+        "prune/all": ["0 2 * * 0"],
+        "reindex/default": ["0 3 * * *"],
+        "audit/default": ["0 4 * * *"],
+        "backfill/default": [],
+    }
+    assert made["audit/default"].schedules[0].schedule.timezone == "Europe/Berlin"
+    assert made["audit/default"].parameters["request"]["spec"] == "default"
+    assert all(found.concurrency_options for found in made.values())
 
 
 def test_a_pool_of_another_type_is_refused_with_a_way_out(client: Any, pool: str) -> None:

@@ -9,7 +9,8 @@ def test_of_missed_runs_the_latest_stays_and_those_by_hand_all_stay(prefect_api:
     from prefect.client.orchestration import get_client
     from prefect.states import Scheduled
 
-    from flows.deploy import deploy, plan_ingest
+    from flows.deploy import deploy
+    from flows.plans import plan_ingest
     from flows.request import IngestRequest
     from flows.schedule import read_schedule
     from flows.worker import skip_missed
