@@ -38,7 +38,7 @@ class OnnxNetwork:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "network.onnx"  # its weights, beside it, may have any size
-                _export(network, side, file)
+                export(network, side, file)
                 self._session = _open(file)
         except Exception as error:  # exporting runs a network's own Python: anything may come out
             line = " ".join(str(error).split())[:200]
@@ -68,7 +68,8 @@ def runtime_version() -> str:
     return f"onnxruntime {version('onnxruntime')}"
 
 
-def _export(network: nn.Module, side: int, file: Path) -> None:
+def export(network: nn.Module, side: int, file: Path) -> None:
+    """Write a network as ONNX: `rows`, float32 (N, S, S, 3), to vectors (N, D)."""
     # Two, for a batch of one would become part of the graph.
     rows = torch.zeros(2, side, side, 3)
     with warnings.catch_warnings(), torch.no_grad():

@@ -1,0 +1,156 @@
+"""Ways to run one network over the same patches, and whether they give the same vectors.
+
+The forward pass alone, in patches a second, each way once a round in turn; the median counts. The
+low precisions run where the processor has instructions for them, OpenVINO where it is installed.
+"Set-up" is what the first pass costs more than the others: exporting, compiling. Cosines are to the
+first way, the lowest of the batch.
+
+    python -m benchmarks.runtimes --backbone resnet18 --weights random:0
+"""
+
+import argparse
+import copy
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from extractor.backbone import resolve
+from extractor.device import DTYPES, FLOAT32, candidates, choose_device
+from extractor.onnx import OnnxNetwork, export
+
+from . import home as homes
+from .report import machine, table
+
+Pass = Callable[[Tensor], Tensor]
+
+
+def main() -> None:
+    """Measures and prints."""
+    arguments = _arguments()
+    resolved = resolve(homes.spec_options(arguments).recipe())
+    spec, network = resolved.spec, resolved.backbone.network
+    device = choose_device("cpu")
+    folded = resolved.backbone.folded(spec.side)
+    torch.manual_seed(0)
+    batch = torch.randn(arguments.batch, 3, spec.side, spec.side)
+    rows = batch.contiguous(memory_format=torch.channels_last)
+    ways: dict[str, tuple[Callable[[], Pass], Tensor]] = {
+        "torch, patch by patch, NCHW": (lambda: one_by_one(plain(network)), batch),
+        "torch": (lambda: network, rows),
+        "torch, norms folded": (lambda: folded, rows),
+        "torch.compile, frozen": (lambda: compiled(folded), rows),
+        "ONNX Runtime": (lambda: OnnxNetwork(folded, spec.side), rows),
+    }
+    if importlib.util.find_spec("openvino"):
+        ways["OpenVINO"] = (lambda: openvino(folded, spec.side), rows)
+    for precision in candidates(device):
+        ways[f"torch, norms folded, {precision}"] = (lambda p=precision: low(folded, p), rows)  # type: ignore[misc]
+        ways[f"torch.compile, frozen, {precision}"] = (
+            lambda p=precision: low(compiled(folded), p),  # type: ignore[misc]
+            rows,
+        )
+    with torch.no_grad():
+        print(table(_COLUMNS, measure(ways, arguments.rounds)))
+    print(f"\n{spec.backbone}, batches of {arguments.batch} patches of {spec.side} pixels")
+    with homes.temporary_home() as home:
+        homes.run_command(home, "db", "upgrade")
+        print(machine(homes.database_url(home)))
+
+
+_COLUMNS = ("way", "patches/s", "times torch", "set-up, s", "lowest cosine")
+
+
+def measure(
+    ways: dict[str, tuple[Callable[[], Pass], Tensor]], rounds: int
+) -> list[tuple[str, str, str, str, str]]:
+    """The table's lines."""
+    passes: dict[str, Pass] = {}
+    setup: dict[str, float] = {}
+    vectors: dict[str, Tensor] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for name, (make, batch) in ways.items():
+        begun = time.perf_counter()
+        passes[name] = make()
+        vectors[name] = passes[name](batch).float()
+        setup[name] = time.perf_counter() - begun
+    for _ in range(rounds):
+        for name, (_make, batch) in ways.items():
+            begun = time.perf_counter()
+            passes[name](batch)
+            seconds[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    exact = next(iter(vectors.values()))
+    return [
+        (
+            name,
+            f"{len(batch) / medians[name]:.1f}",
+            f"{medians['torch'] / medians[name]:.2f}",
+            f"{max(0.0, setup[name] - medians[name]):.1f}",
+            f"{float(cosine_similarity(vectors[name], exact).min()):.6f}",
+        )
+        for name, (_make, batch) in ways.items()
+    ]
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The network as torchvision lays it out in memory."""
+    return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+
+
+def one_by_one(network: nn.Module) -> Pass:
+    """As tutorials do."""
+    return lambda batch: torch.cat([network(patch[None]) for patch in batch])
+
+
+def compiled(network: nn.Module) -> Pass:
+    """By inductor, with its weights as constants."""
+    return torch.compile(network, options={"freezing": True})
+
+
+def low(network: Pass, precision: str) -> Pass:
+    """In a lower precision, by autocast."""
+
+    def run(batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", DTYPES[precision]) if precision != FLOAT32 else nullcontext():
+            return network(batch)
+
+    return run
+
+
+def openvino(network: nn.Module, side: int) -> Pass:
+    """By OpenVINO, float32, in as many threads as torch has."""
+    import openvino as ov
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        export(network, side, file)
+        options = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        model = ov.Core().compile_model(str(file), "CPU", options)
+
+    def run(batch: Tensor) -> Tensor:
+        return torch.from_numpy(np.array(model(batch.permute(0, 2, 3, 1).numpy())[0]))
+
+    return run
+
+
+def _arguments() -> argparse.Namespace:
+    parser = homes.parser(__doc__, images_required=False)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
