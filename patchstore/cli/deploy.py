@@ -68,10 +68,11 @@ def deploy(
     from flows.plans import plan_ingest, plan_upkeep
     from flows.prefect_api import prefect_api
     from flows.schedule import read_schedule
-    from patchstore.store import open_store, spec_for_ingest
+    from patchstore.store import open_store, spec_for_ingest, spec_for_search
 
     schedule = read_schedule(every, cron, timezone) if folder is not None else None
-    stored = spec_for_ingest(open_store(), spec)
+    find = spec_for_search if folder is None else spec_for_ingest  # which adds the default one
+    stored = find(open_store(), spec)
     if server is not None:
         server.wait()
     plans = plan_upkeep(stored.name, timezone) if upkeep else []
@@ -81,6 +82,9 @@ def deploy(
         )
         plans.insert(0, plan_ingest(request, schedule))
     with prefect_api() as client:
+        if notify is not None:
+            notify_of_failures(client, notify)
+            say(f"failed and crashed runs are told through {notify}")
         for plan in plans:
             address = deployments.deploy(client, plan, pool)
             say(f"deployment {plan.full_name}: {plan.when}, pool {pool}")
@@ -88,9 +92,6 @@ def deploy(
         if gpu_slots is not None:
             slot = deployments.ensure_gpu_slots(client, gpu_slots)
             say(f"GPU slots: {gpu_slots}; workers that share them need PATCHSTORE_GPU_SLOT={slot}")
-        if notify is not None:
-            notify_of_failures(client, notify)
-            say(f"failed and crashed runs are told through {notify}")
     say(f"next: patchstore worker{'' if pool == POOL else f' --pool {pool}'}")
 
 

@@ -122,12 +122,13 @@ def test_a_killed_worker_blocks_nothing_and_loses_nothing(
     ("arguments", "said"),
     [
         (("nowhere", "--every", "15m"), "nowhere does not exist"),
-        ((".", "--every", "15m", "--spec", "unknown"), "no spec named 'unknown'; known: tiny"),
+        ((".", "--every", "15m", "--spec", "unknown"), 'no spec named "unknown"; known: tiny'),
         ((".", "--every", "soon"), "'soon' is no interval"),
         ((".",), "give either --every"),
         ((), "give a FOLDER"),
         (("--upkeep", "--every", "15m"), "give a FOLDER"),
-        (("--upkeep", "--notify", "slack-webhook/nobody"), "there is no block"),
+        (("--upkeep",), 'no spec named "default"; known: tiny'),
+        (("--upkeep", "--spec", "tiny", "--notify", "slack-webhook/nobody"), "there is no block"),
     ],
 )
 def test_a_mistake_is_one_line(

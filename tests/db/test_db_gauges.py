@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from db import catalog
 from db.engine import make_engine
 from db.errors import TransientStoreError
 from db.gauges import read_gauges
 from db.index import build_index, index_name
 from db.ledger import fail_image, finish_run
+from db.prune import prune
 from extractor.errors import ImageError
 from extractor.grid import make_grid
 from extractor.images import read_image
@@ -179,7 +179,7 @@ def test_counters_do_not_fall_when_images_are_pruned(store, spec):
     before = read_gauges(store.engine)
     assert (before.leased, before.written) == (2, 6)
     store.scan(spec, {"a": "1"})
-    assert catalog.prune(store.engine)["patches"] == 3
+    assert prune(store.engine)["patches"] == 3
     after = read_gauges(store.engine)
     assert (after.leased, after.written) == (2, 6)
     assert after.specs[0].patches == 3

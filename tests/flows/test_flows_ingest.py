@@ -360,7 +360,7 @@ def test_the_runs_log_holds_our_lines_and_none_for_each_task_that_went_well(
     paint("a.png", 1)
     state, _summary = ingest(precision="auto")
     logs = logs_of(state)
-    assert [log for log in logs if log.message.startswith("precision ")]
+    assert [log for log in logs if log.message.startswith("computing in ")]
     assert [log for log in logs if log.message.startswith("scanned ")]
     names = {log.name for log in logs}
     assert {"flows.models", "flows.live"} <= names

@@ -135,6 +135,7 @@ def test_vectors_of_a_lower_precision_are_judged_by_it(
     mode: Any,
 ) -> None:
     from flows.ingest import ingest
+    from flows.request import IngestRequest
 
     monkeypatch.setattr(device, "candidates", lambda _: ("bf16",))  # emulated where it is not
     recipe = Recipe(
@@ -142,7 +143,7 @@ def test_vectors_of_a_lower_precision_are_judged_by_it(
     )
     low = register(store, "low", resolve(recipe))
     paint("a.png")
-    ingest(str(folder), "low", "bf16")
+    ingest(IngestRequest(source=str(folder), spec="low", precision="bf16"))
     _state, report = run_audit(low)
     assert report.problems == []
     assert 1e-4 < report.largest_difference < 0.125
