@@ -1,11 +1,11 @@
 """Many workers on one store: does speed add up, and where does the database stop it?
 
 Each worker is a process that works through one source's ledger as a run does (lease, compute,
-write, heartbeat; writing beside computing), but its forward pass is a stand-in that waits for a
-fixed time. Measured in rows a second, from a common start to the last COMMIT, for each number of
-workers with as many images a worker; linear is what the stand-ins alone would take. Then once more
-with stand-ins that take no time: the ceiling of the database on this machine. Exit code 1 where an
-image was leased twice or is not done.
+write, heartbeat; leasing and writing beside computing), but its forward pass is a stand-in that
+waits for a fixed time. Measured in rows a second, from a common start to the last write, for each
+number of workers with as many images a worker; linear is what the stand-ins alone would take. Then
+once more with stand-ins that take no time: the ceiling of the database on this machine. Exit code 1
+where an image was leased twice or is not done.
 
     python -m benchmarks.workers --workers 1 2 4 8 16 32
 """
@@ -17,10 +17,12 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sqlalchemy import Engine, text
 
+from db.catalog import start_scan
 from db.engine import make_engine, parse_url
 from db.ledger import LeaseLimits, finish_run, lease_batch, start_run
 from db.settings import StoreSettings
@@ -31,7 +33,6 @@ from flows.heartbeat import Heartbeat
 
 from . import home as homes
 from .ledger import add_images, made_up_spec
-from .report import machine, table
 
 CEILING_WORKERS = 4
 
@@ -71,6 +72,8 @@ def main() -> None:
     if arguments.work_on:
         work(arguments.work_on, load)
         return
+    from .report import machine, table  # torch, which 32 workers need not load
+
     with homes.temporary_home() as home:
         homes.run_command(home, "db", "upgrade")
         url = homes.database_url(home)
@@ -121,22 +124,22 @@ def measure(url: str, workers: int, load: Load) -> Measured:
     for process in processes:
         assert process.stdout is not None
         process.stdout.readline()  # it is ready
-    begun = time.perf_counter()
+    begun = start_scan(engine)  # the database's time
     for process in processes:
         assert process.stdin is not None
         process.stdin.close()
     codes = [process.wait() for process in processes]
     if any(codes):
         raise SystemExit("a worker failed")
-    seconds = time.perf_counter() - begun
     with engine.connect() as connection:
-        twice, undone = connection.execute(
+        seconds, twice, undone = connection.execute(
             text(
-                "SELECT count(*) FILTER (WHERE attempts > 1), "
+                "SELECT extract(epoch FROM max(updated_at) - :begun)::float8, "
+                "       count(*) FILTER (WHERE attempts > 1), "
                 "       count(*) FILTER (WHERE state <> 'done') "
                 "FROM patchstore.extraction WHERE spec_id = :spec"
             ),
-            {"spec": spec.id},
+            {"spec": spec.id, "begun": begun},
         ).one()
     engine.dispose()
     return Measured(workers, workers * load.rows / seconds, twice, undone)
@@ -169,10 +172,13 @@ def _work(
     engine: Engine, spec: StoredSpec, source_id: int, run: int, load: Load, result: PatchFeatures
 ) -> None:
     limits = LeaseLimits(load.images, 1_000_000, StoreSettings().lease_s)
+    lease = partial(lease_batch, engine, spec, source_id, run, limits)
     number = 0
     writing: Future[int] | None = None
-    with ThreadPoolExecutor(1) as writer:
-        while leases := lease_batch(engine, spec, source_id, run, limits):
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        leasing = reader.submit(lease)
+        while leases := leasing.result():
+            leasing = reader.submit(lease)
             number += 1
             batch = Batch(number, leases)
             time.sleep(load.batch_s * len(leases) / load.images)

@@ -143,7 +143,7 @@ def _replace(connection: Connection, spec: StoredSpec, images: Sequence[ImagePat
 
 
 def encoded_rows(spec: StoredSpec, image: ImagePatches) -> bytes:
-    """An image's rows as COPY reads them: five times as fast as row by row through the driver."""
+    """An image's rows as COPY reads them, made by numpy at once rather than value by value."""
     x, y, width, height = image.boxes.T
     values = (spec.id, image.lease.image_id, x, y, width, height, image.scales)
     rows = np.empty(len(image.boxes), dtype=_row_type(spec.dim))
