@@ -46,7 +46,6 @@ from extractor.device import DTYPES, ONNX, Way, choose_device
 from extractor.errors import ImageError
 from extractor.grid import make_grid
 from extractor.images import read_image
-from extractor.onnx import OnnxNetwork
 from extractor.precision import check_precision
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
@@ -210,7 +209,7 @@ def prepare(
     prepared = prepared.contiguous(memory_format=torch.channels_last)
     batches = list(torch.split(prepared, settings.batch_size))
     folded = backbone.folded(spec.side).to(device)
-    fastest = OnnxNetwork(folded, spec.side) if way.runtime == ONNX else folded
+    fastest = backbone.by_onnx(spec.side) if way.runtime == ONNX else folded
     return Bare(backbone.network.to(device), fastest, batches, way, device)
 
 

@@ -68,32 +68,25 @@ def memory(engine: Engine) -> Memory:
 
 def tables_without_rights(engine: Engine) -> list[str]:
     """Tables that this role may not read and write."""
-    with store_errors(), engine.connect() as connection:
-        return list(
-            connection.execute(
-                text(
-                    "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') "
-                    "AND relnamespace = 'patchstore'::regnamespace AND NOT ("
-                    "  has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')"
-                    "  AND has_table_privilege(oid, 'UPDATE')"
-                    "  AND has_table_privilege(oid, 'DELETE')) ORDER BY relname"
-                )
-            ).scalars()
-        )
+    rights = ("SELECT", "INSERT", "UPDATE", "DELETE")
+    held = " AND ".join(f"has_table_privilege(oid, '{right}')" for right in rights)
+    return _tables(engine, f"NOT ({held})")
 
 
 def tables_of_others(engine: Engine) -> list[str]:
     """Tables whose owner this role may not act as: it can neither add specs nor build indexes."""
+    return _tables(engine, "NOT pg_has_role(relowner, 'USAGE')")
+
+
+def _tables(engine: Engine, condition: str) -> list[str]:
     with store_errors(), engine.connect() as connection:
-        return list(
-            connection.execute(
-                text(
-                    "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') "
-                    "AND relnamespace = 'patchstore'::regnamespace "
-                    "AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
-                )
-            ).scalars()
+        names = connection.execute(
+            text(
+                "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') "
+                f"AND relnamespace = 'patchstore'::regnamespace AND {condition} ORDER BY relname"
+            )
         )
+        return list(names.scalars())
 
 
 def reader_may_search(engine: Engine) -> bool | None:

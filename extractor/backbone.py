@@ -18,6 +18,7 @@ from .errors import SpecError, WeightsError
 from .field import Field, measure_field
 from .grid import EdgePolicy, check_geometry
 from .network import CutNetwork, DenseNetwork, fold_norms, split_at_pooling
+from .onnx import OnnxNetwork
 from .pooling import check_poolable, finite
 from .spec import PENULTIMATE, FeatureSpec, Metric, Mode, Pooling, Recipe
 from .weights import (
@@ -56,12 +57,19 @@ class Backbone:
     weights_sha256: str
     smallest: int = 1
     _folded: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
+    _by_onnx: dict[int, OnnxNetwork] = field(default_factory=dict, init=False, repr=False)
 
     def folded(self, side: int) -> nn.Module:
         """The same function of patches of S = `side`, with its batch norms folded: faster."""
         if side not in self._folded:
             self._folded[side] = fold_norms(self.network, side)
         return self._folded[side]
+
+    def by_onnx(self, side: int) -> OnnxNetwork:
+        """The folded network run by ONNX Runtime, exported once. Raises DeviceError."""
+        if side not in self._by_onnx:
+            self._by_onnx[side] = OnnxNetwork(self.folded(side), side)
+        return self._by_onnx[side]
 
     @cached_property
     def field(self) -> Field:

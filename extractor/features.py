@@ -23,7 +23,6 @@ from .device import DTYPES, FLOAT32, ONNX, TORCH, Way, check_device_precision, c
 from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from .grid import PatchGrid
 from .network import CutNetwork, DenseNetwork
-from .onnx import OnnxNetwork
 from .spec import FeatureSpec
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class FeatureExtractor:
         if runtime == ONNX:
             if self.device.type != "cpu" or precision != FLOAT32 or spec.mode == "dense":
                 raise DeviceError(f"{ONNX} runs the mode exact on the CPU in float32 only")
-            self._run = OnnxNetwork(self._network, spec.side)
+            self._run = backbone.by_onnx(spec.side)
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
         """Compute the vectors of several images, their patches packed into full batches.

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from db.aliases import list_aliases
 from db.engine import make_engine, store_errors
+from db.errors import NotFound
 from db.migrate import check_schema, current_revision, upgrade
 from db.server import connect, database_url
 from db.settings import StoreSettings
@@ -70,13 +70,15 @@ def spec_for_ingest(engine: Engine, name: str) -> StoredSpec:
         NotFound: names the specs that exist.
         WeightsError: the default's pretrained weights are not here and cannot be had.
     """
-    known = {*list_aliases(engine), *(spec.name for spec in list_specs(engine))}
-    if name == DEFAULT_SPEC and name not in known:
-        from extractor.backbone import resolve  # torch takes seconds: only who needs it pays
-        from extractor.spec import Recipe
+    try:
+        return get_spec(engine, name)
+    except NotFound:
+        if name != DEFAULT_SPEC:
+            raise
+    from extractor.backbone import resolve  # torch takes seconds: only who needs it pays
+    from extractor.spec import Recipe
 
-        return register(engine, name, resolve(Recipe()))
-    return get_spec(engine, name)
+    return register(engine, name, resolve(Recipe()))
 
 
 def spec_for_search(engine: Engine, name: str | None) -> StoredSpec:

@@ -8,8 +8,6 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from patchstore.errors import causes as causes
-
 OK = 0
 FAILED = 1
 SOME_IMAGES_FAILED = 3

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchstore.errors import causes
 from patchstore.words import DEFAULT_SPEC
 
-from .console import FAILED, SOME_IMAGES_FAILED, causes, print_json, say
+from .console import FAILED, SOME_IMAGES_FAILED, print_json, say
 from .startup import loading
 
 if TYPE_CHECKING:

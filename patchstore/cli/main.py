@@ -3,8 +3,10 @@
 import click
 import typer
 
+from patchstore.errors import causes
+
 from . import database, deploy, doctor, ingest, metadata, reports, search, serve, spec, upkeep
-from .console import INTERRUPTED, causes, fail, say
+from .console import INTERRUPTED, fail, say
 from .startup import Leaving
 
 app = typer.Typer(

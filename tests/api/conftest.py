@@ -122,6 +122,21 @@ def own_shelf(server: str, template: str, tmp_path: Path) -> Iterator[Shelf]:
         yield shelf
 
 
+@pytest.fixture
+def allow(own_shelf: Shelf, server: str) -> Callable[[bool], None]:
+    """Lets nobody into the database of `own_shelf`, and throws out who is in; or in again."""
+    name = own_shelf.engine.url.database
+
+    def set_allowed(yes: bool) -> None:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {yes}")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+
+    return set_allowed
+
+
 @contextmanager
 def serving(engine: Engine, settings: ServeSettings | None = None) -> Iterator[str]:
     """The URL of a running service."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -109,16 +108,7 @@ def test_names_follow_the_rules_of_prometheus(told) -> None:
         }
 
 
-def test_the_service_is_told_while_the_database_is_away(own_shelf, serve, server) -> None:
-    name = own_shelf.engine.url.database
-
-    def allow(yes: bool) -> None:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {yes}")
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
-            )
-
+def test_the_service_is_told_while_the_database_is_away(own_shelf, serve, allow) -> None:
     with serve(own_shelf.engine) as url:
         allow(False)
         away = scrape(url)

@@ -151,18 +151,7 @@ def test_a_request_that_takes_too_long_is_a_timeout(shelf, serve) -> None:
     assert (answer.status_code, answer.json()["rule"]) == (504, "timeout")
 
 
-def test_a_database_that_is_away_is_said_and_comes_back(own_shelf, serve, server) -> None:
-    import psycopg
-
-    name = own_shelf.engine.url.database
-
-    def allow(yes: bool) -> None:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {yes}")
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
-            )
-
+def test_a_database_that_is_away_is_said_and_comes_back(own_shelf, serve, allow) -> None:
     with serve(own_shelf.engine) as url:
         allow(False)
         away = httpx.post(f"{url}/v1/search", json={"patch_id": 1})

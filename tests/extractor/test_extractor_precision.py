@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from extractor import device as devices
-from extractor import precision
+from extractor import onnx, precision
 from extractor.backbone import Backbone, resolve
 from extractor.device import FLOAT32, ONNX, Way
+from extractor.features import FeatureExtractor
 from extractor.images import read_image
 from extractor.precision import candidates, check_kind, check_precision, device_kind
 from extractor.settings import ExtractorSettings
@@ -90,6 +91,18 @@ def test_onnx_runtime_is_tried_where_the_work_repays_it(without_bf16, tiny_spec,
     assert found.kind.startswith("cpu") and "onnxruntime" in found.kind
     small = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=4999)
     assert "onnxruntime" not in small.detail + small.kind
+
+
+def test_a_network_is_exported_once_for_the_check_and_the_run(
+    without_bf16, tiny_spec, sample, monkeypatch
+):
+    exports = []
+    export = onnx.export
+    monkeypatch.setattr(onnx, "export", lambda *args: exports.append(args) or export(*args))
+    backbone = fake(Mean())
+    check_precision(tiny_spec, backbone, sample, "cpu")
+    FeatureExtractor(tiny_spec, backbone, device="cpu", runtime=ONNX).extract(sample)
+    assert len(exports) == 1
 
 
 def test_the_kind_of_a_check_is_known_before_it(without_bf16, tiny_spec, sample):
