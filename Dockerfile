@@ -12,10 +12,10 @@ RUN mkdir db extractor flows patchstore \
     && touch db/__init__.py extractor/__init__.py flows/__init__.py patchstore/__init__.py README.md LICENSE
 
 FROM install AS install-cpu
-# PyPI's torch for Linux brings CUDA, five gigabytes of it; here is one without.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# PyPI's torch for Linux brings CUDA, five gigabytes of it; PyTorch's own index has one without.
+ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-deps --index-url "$TORCH_INDEX" --constraint constraints.txt torch torchvision \
+    pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --constraint constraints.txt torch torchvision \
     && pip install --constraint constraints.txt --editable .
 
 FROM install AS install-cuda
