@@ -1,4 +1,4 @@
-"""Taking things away for good: what vanished from the sources, and retired specs."""
+"""Taking things away for good: what vanished from the sources, old records, retired specs."""
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
@@ -33,6 +33,20 @@ def prune(engine: Engine) -> dict[str, int]:
     while last is not None:
         last = _delete_images(engine, last, deleted)
     return deleted
+
+
+def prune_records(engine: Engine, keep_days: float) -> dict[str, int]:
+    """Deletes the records of runs and audits that ended longer ago than that.
+
+    What is still asked for stays: the last run of each source and spec, the last one that went
+    through, runs that computed an image that is still there (they tell in which precision), and the
+    last audit of each spec.
+    """
+    with store_errors(), engine.begin() as connection:
+        return {
+            name: connection.execute(text(statement), {"days": keep_days}).rowcount
+            for name, statement in _FORGET_RECORDS.items()
+        }
 
 
 def remove_spec(engine: Engine, spec: StoredSpec) -> int:
@@ -138,6 +152,22 @@ _PRUNE = {
     "patches": "DELETE FROM patchstore.patch_feature WHERE image_id = ANY (:images)",
     "extractions": "DELETE FROM patchstore.extraction WHERE image_id = ANY (:images)",
     "images": "DELETE FROM patchstore.image WHERE id = ANY (:images)",
+}
+
+_FORGET_RECORDS = {
+    "runs": """
+        DELETE FROM patchstore.ingest_run r
+         WHERE r.finished_at < now() - make_interval(secs => 86400 * :days)
+           AND NOT EXISTS (SELECT FROM patchstore.extraction e WHERE e.run_id = r.id)
+           AND r.id NOT IN (SELECT max(id) FROM patchstore.ingest_run GROUP BY source_id, spec_id)
+           AND r.id NOT IN (SELECT max(id) FROM patchstore.ingest_run
+                             WHERE state IN ('completed', 'completed_with_errors')
+                             GROUP BY source_id, spec_id)""",
+    "audits": """
+        DELETE FROM patchstore.audit a
+         WHERE a.finished_at < now() - make_interval(secs => 86400 * :days)
+           AND EXISTS (SELECT FROM patchstore.audit later WHERE later.spec_id = a.spec_id
+                          AND (later.finished_at, later.id) > (a.finished_at, a.id))""",
 }
 
 # In the order in which everybody locks these rows.

@@ -43,6 +43,10 @@ class StoreSettings(BaseSettings):
         "`reindex --if-needed` builds it anew.",
     )
 
+    keep_records_days: float = Field(
+        90, ge=0, description="Days after which `prune` deletes the records of runs and audits."
+    )
+
     @property
     def is_embedded(self) -> bool:
         """Whether the store is the embedded server."""

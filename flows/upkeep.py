@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from db.catalog import list_sources, queue_known
 from db.index import build_index, churn, drop_leftovers, is_indexed, rebuild_index
 from db.prune import prune as prune_store
+from db.prune import prune_records
 from db.reports import SourceStatus, status
 from db.server import connect
 from db.settings import StoreSettings
@@ -126,10 +127,11 @@ def _reindex(engine: Engine, stored: StoredSpec, *, only_if_needed: bool) -> Rei
 
 @flow(name="prune", flow_run_name=lambda: named("prune"), persist_result=False)
 def prune() -> State[dict[str, int]]:
-    """Deletes what vanished from the sources, vectors included, for good."""
+    """Deletes what vanished from the sources, vectors included, and old records, for good."""
     let_libraries_log()
     listener().started()
-    deleted = prune_store(connect())
+    engine = connect()
+    deleted = prune_store(engine) | prune_records(engine, StoreSettings().keep_records_days)
     publish_values("prune", "Deleted for good", deleted)
     return Completed(message=f"{deleted['images']} images deleted", data=deleted)
 

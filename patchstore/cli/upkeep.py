@@ -83,13 +83,14 @@ def reindex(
 
 
 def prune() -> None:
-    """Delete what vanished from the sources, vectors included, for good."""
+    """Delete what vanished from the sources, vectors included, and old records, for good."""
     with prefect():
         from flows.upkeep import prune as flow
     deleted = run(flow)
     say(
         f"deleted {deleted['locations']} vanished files, {deleted['images']} images, "
-        f"{deleted['patches']} patches"
+        f"{deleted['patches']} patches, records of {deleted['runs']} runs and {deleted['audits']} "
+        "audits"
     )
 
 

@@ -9,7 +9,8 @@ import db.prune
 from db.aliases import promote
 from db.errors import SpecInUse, TransientStoreError
 from db.index import build_index
-from db.prune import prune, remove_spec
+from db.ledger import finish_run
+from db.prune import prune, prune_records, remove_spec
 from db.search import search
 from db.specs import list_specs
 
@@ -95,6 +96,71 @@ def test_prune_and_scan_at_once_neither_fail_nor_lose_a_file(store, spec):
     assert errors == []
     assert store.scan(spec, {"b": "1"}).found == 1
     assert store.scalar("SELECT count(*) FROM patchstore.extraction") == 1
+
+
+def old_run(store, spec, state="completed", days=100):
+    """Records a run that ended so many days ago; returns its id."""
+    run = store.run(spec)
+    finish_run(store.engine, run, state, None)
+    store.sql(
+        "UPDATE patchstore.ingest_run SET finished_at = now() - make_interval(days => :days) "
+        "WHERE id = :run",
+        days=days,
+        run=run,
+    )
+    return run
+
+
+def recorded_runs(store):
+    return [row[0] for row in store.sql("SELECT id FROM patchstore.ingest_run ORDER BY id")]
+
+
+def test_records_of_old_runs_are_deleted_once(store, spec):
+    old_run(store, spec)
+    kept = [old_run(store, spec, days=80), old_run(store, spec)]  # the last one, however old
+    assert prune_records(store.engine, 90) == {"runs": 1, "audits": 0}
+    assert prune_records(store.engine, 90) == {"runs": 0, "audits": 0}
+    assert recorded_runs(store) == kept
+
+
+def test_the_record_of_the_last_run_that_went_through_is_kept(store, spec):
+    good, _, bad = (old_run(store, spec, state) for state in ("completed", "failed", "failed"))
+    prune_records(store.engine, 90)
+    assert recorded_runs(store) == [good, bad]
+
+
+def test_the_record_of_a_run_is_kept_as_long_as_an_image_that_it_computed(store, spec):
+    computed = old_run(store, spec)
+    store.scan(spec, {"a": "1"})
+    store.write_all(spec, store.lease(spec, computed))
+    old_run(store, spec)
+    prune_records(store.engine, 90)
+    assert computed in recorded_runs(store)
+    store.scan(spec, {})
+    prune(store.engine)
+    prune_records(store.engine, 90)
+    assert computed not in recorded_runs(store)
+
+
+def test_the_record_of_a_run_that_goes_on_is_kept(store, spec):
+    going = store.run(spec)
+    store.sql("UPDATE patchstore.ingest_run SET started_at = '2000-01-01'")
+    with store.alive(going):
+        old_run(store, spec)
+        prune_records(store.engine, 0)
+        assert going in recorded_runs(store)
+
+
+def test_records_of_old_audits_are_deleted_but_the_last_of_each_spec(store, spec):
+    for year in (2001, 2002):
+        store.sql(
+            "INSERT INTO patchstore.audit (spec_id, finished_at, sampled, report) "
+            "VALUES (:spec, make_date(:year, 1, 1), 0, '{}')",
+            spec=spec.id,
+            year=year,
+        )
+    assert prune_records(store.engine, 90)["audits"] == 1
+    assert store.scalar("SELECT extract(year FROM finished_at)::int FROM patchstore.audit") == 2002
 
 
 def test_prune_goes_on_in_small_transactions_to_the_end(store, spec, monkeypatch):
