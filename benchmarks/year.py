@@ -2,8 +2,8 @@
 
 Runs of a deployment follow one another, carried out by `patchstore worker` with a Prefect server on
 a Postgres, as in docker-compose.yml. Before every fourth, pictures come and the oldest go; the
-others find nothing to do. Clocks are compressed: after a day's runs (`--runs-a-day`) everything that
-is over, in Prefect's database and in patchstore's, is dated back by a day, and audit and prune run,
+others find nothing to do. Clocks are compressed: after a day's runs (`--runs-a-day`) whatever is
+over, in Prefect's database and in patchstore's, is dated back by a day, and audit and prune run,
 as `deploy --upkeep` schedules them. Retention is two days.
 
 Seconds are those from the moment that a run is asked for to its end; CPU seconds are what it, the
@@ -76,14 +76,14 @@ class Machine:
     def asked(self, database: str, question: str) -> int:
         """The one number that a query gives."""
         with psycopg.connect(database) as connection:
-            row = connection.execute(question).fetchone()
-        return int(row[0]) if row else 0
+            (answer,) = connection.execute(question).fetchone() or (0,)
+        return int(answer)
 
     def leases(self) -> int:
         """Images leased, and places taken of Prefect's limits."""
         leased = "SELECT count(*) FROM patchstore.extraction WHERE state = 'leased'"
         limits = self.api.post("/v2/concurrency_limits/filter", json={}).json()
-        return self.asked(self.store, leased) + round(sum(each["active_slots"] for each in limits))
+        return self.asked(self.store, leased) + int(sum(each["active_slots"] for each in limits))
 
 
 @dataclass(frozen=True)
