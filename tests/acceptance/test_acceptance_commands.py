@@ -186,7 +186,8 @@ def test_the_page_shows_pictures_from_nowhere_else(
 def test_prune_deletes_what_vanished(command: Any, ingested: Path) -> None:
     (ingested / "0.png").unlink()
     command("ingest", ingested, "--spec", "tiny")
-    assert "deleted 1 vanished files, 1 images, 9 patches, records of 0 runs" in command("prune").err
+    said = command("prune").err
+    assert "deleted 1 vanished files, 1 images, 9 patches, records of 0 runs" in said
 
 
 def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
