@@ -20,6 +20,7 @@ DEFAULTS = {
     "DO_NOT_TRACK": "1",
     # The libraries' logs belong to the run that they are about.
     "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(ROOMS),
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
     # The same libraries log outside of runs too, and that is no reason for a warning.
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
@@ -42,7 +43,11 @@ def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
     folder = prefect_home(home)
     local = configured_api() is None
     defaults = DEFAULTS | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console}
+    # When the API is away, it is said once, and not again for each line of the log and each event.
+    logging.raiseExceptions = False
     if local:
+        # Seconds instead of a minute: nobody starts a local server again while a command waits.
+        defaults["PREFECT_CLIENT_MAX_RETRIES"] = "3"
         defaults["PREFECT_HOME"] = str(folder)
         defaults["PREFECT_UI_STATIC_DIRECTORY"] = str(folder / "ui")
     for name, value in defaults.items():

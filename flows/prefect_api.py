@@ -1,7 +1,8 @@
-"""The Prefect API as commands see it: a client whose errors are one line for a person."""
+"""The Prefect API as commands see it: a client and runs whose errors are one line for a person."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -31,3 +32,18 @@ def prefect_api() -> Iterator[SyncPrefectClient]:
         ) from error
     except (httpx.HTTPError, DeploymentApplyError) as error:
         raise PrefectApiError(f"the Prefect API at {address}: {error}") from error
+
+
+def run_flow(flow: Callable[..., Any], *arguments: object) -> Any:
+    """Runs a flow in this process; returns its final state.
+
+    Raises:
+        PrefectApiAway: the API went away and did not come back while Prefect's client tried.
+    """
+    try:
+        return flow(*arguments, return_state=True)
+    except httpx.HTTPError as error:
+        raise PrefectApiAway(
+            "the Prefect API went away during the run; what was finished is stored, run the same "
+            "command again to go on"
+        ) from error

@@ -2,7 +2,7 @@
 
 import time
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -126,13 +126,21 @@ def run(request: "IngestRequest", begun: float) -> tuple["Summary", float]:
     Returns:
         The summary, and how long it took to get to the flow's start, in seconds.
     """
+    from flows.errors import PrefectApiAway
     from flows.ingest import ingest as flow
+    from flows.prefect_api import run_flow
     from flows.progress import listening
 
     from .progress import ProgressBar
 
     with ProgressBar(begun) as bar, listening(bar):
-        state: Any = flow(request, return_state=True)
+        try:
+            state = run_flow(flow, request)
+        except PrefectApiAway:
+            if bar.summary is None:
+                raise
+            say("warning: the Prefect API went away, and shows this run as unfinished")
+            return bar.summary, bar.startup_s
     if state.is_failed() or state.is_crashed() or bar.summary is None:
         error = state.result(raise_on_failure=False)
         detail = causes(error) if isinstance(error, BaseException) else state.message

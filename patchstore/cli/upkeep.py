@@ -146,12 +146,13 @@ def prefect() -> Iterator["Engine"]:
 
 def run(flow: Callable[..., Any], *requests: object) -> Any:
     """Runs a flow in this process, shows how it gets on, and returns its report."""
+    from flows.prefect_api import run_flow
     from flows.progress import listening
 
     from .progress import ProgressBar
 
     with ProgressBar(time.monotonic()) as bar, listening(bar):
-        return flow(*requests)
+        return run_flow(flow, *requests).result()
 
 
 def describe(report: "AuditReport") -> list[str]:
