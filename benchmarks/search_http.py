@@ -45,7 +45,7 @@ class Http:
                 raise RuntimeError(f"{answer.status} {content[:300]!r}")
             return read(json.loads(content))
 
-        return ask
+        return partial(again, connection, ask)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,15 @@ class Httpx:
         answer = client.post(PATH, json=request(question, self.spec, self.ef_search))
         answer.raise_for_status()
         return read(answer.json())
+
+
+def again(connection: HTTPConnection, ask: Ask) -> Answer:
+    """Asks once more where the service has closed the connection, which was idle for long."""
+    try:
+        return ask()
+    except ConnectionError:
+        connection.close()
+        return ask()
 
 
 def request(question: Question, spec: str, ef_search: int) -> dict[str, Any]:
