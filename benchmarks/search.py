@@ -33,7 +33,7 @@ from db.specs import StoredSpec, get_spec
 
 from . import home as homes
 from .report import machine, table
-from .search_http import Http
+from .search_http import Http, Httpx
 from .search_latency import WARM_UP, latencies, timed
 from .search_plans import plans
 from .search_store import HELD_OUT, SHARES, Picture, Vectors, known_vectors, pictures, store
@@ -170,6 +170,7 @@ def latency_lines(
         "similar_patches": Function(url, spec.name),
         "similar_patches, usual ef_search": Function(url, spec.name, ef_search=None),
         "a vector by HTTP": Http(service, spec.name),
+        "a vector by HTTP, httpx": Httpx(service, spec.name),
     }
     lines = []
     for clients in CLIENTS:
@@ -191,9 +192,9 @@ def answer(
     way: Way, asked: Sequence[Question], warm_up: int = WARM_UP
 ) -> tuple[list[Answer], NDArray[np.float64]]:
     """Asks everything once, after a few questions that do not count; milliseconds of each."""
-    with way.open() as ask:
-        timed(ask, asked[:warm_up])
-        found, milliseconds = timed(ask, asked)
+    with way.open() as prepare:
+        timed(prepare, asked[:warm_up])
+        found, milliseconds = timed(prepare, asked)
     return found, np.array(milliseconds)
 
 

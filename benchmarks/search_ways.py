@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,6 @@ import psycopg
 from numpy.typing import NDArray
 from pgvector import Vector
 from pgvector.psycopg import register_vector
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from db.metric import METRICS
@@ -37,15 +37,17 @@ class Answer:
     exact: bool = False
 
 
-Ask = Callable[[Question], Answer]
+Ask = Callable[[], Answer]
+Prepare = Callable[[Question], Ask]
 
 
 class Way(Protocol):
     """Something that answers questions. It travels to the processes of the clients: each opens it
     for itself, and asks one question at a time."""
 
-    def open(self) -> AbstractContextManager[Ask]:
-        """A connection of the client's own."""
+    def open(self) -> AbstractContextManager[Prepare]:
+        """A connection of the client's own. What it prepares, a statement's text or a request's
+        body, is not what is measured."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +61,26 @@ class Function:
     exact: bool = False
 
     @contextmanager
-    def open(self) -> Iterator[Ask]:
+    def open(self) -> Iterator[Prepare]:
         """Through psycopg, which prepares what it asks often."""
         with _connection(self.url) as connection:
-            yield lambda question: self._ask(connection, question)
+            yield partial(self._prepare, connection)
 
-    def _ask(self, connection: "psycopg.Connection[Any]", question: Question) -> Answer:
+    def _prepare(self, connection: "psycopg.Connection[Any]", question: Question) -> Ask:
         options = {
             name: Jsonb(value) if name == "filter" else value
             for name, value in question.options.items()
         }
         options |= {"ef_search": self.ef_search, "exact": self.exact}
-        rows = connection.execute(
-            sql.SQL("SELECT * FROM patchstore.{}(%s, %s, %s{})").format(
-                sql.Identifier(self.name),
-                sql.SQL("").join(
-                    sql.SQL(", {} => %s").format(sql.Identifier(name)) for name in options
-                ),
-            ),
-            (self.spec, Vector(question.vector), K, *options.values()),
-            binary=True,
-        ).fetchall()
-        return Answer([row[8] for row in rows], all(row[10] for row in rows))
+        named = "".join(f", {name} => %s" for name in options)
+        statement = f"SELECT * FROM patchstore.{self.name}(%s, %s, %s{named})".encode()
+        values = (self.spec, Vector(question.vector), K, *options.values())
+
+        def ask() -> Answer:
+            rows = connection.execute(statement, values, binary=True).fetchall()
+            return Answer([row[8] for row in rows], all(row[10] for row in rows))
+
+        return ask
 
 
 @dataclass(frozen=True)
@@ -94,22 +94,21 @@ class Bare:
     ef_search: int = 100
 
     @contextmanager
-    def open(self) -> Iterator[Ask]:
+    def open(self) -> Iterator[Prepare]:
         """Through psycopg, which prepares what it asks often."""
         metric = METRICS[self.metric]
         statement = (
             f"SELECT id, image_id, x, y, (embedding {metric.operator} %s)::float8 "
             f"FROM {self.partition} ORDER BY {metric.order_by(self.dim, '%s')} LIMIT {K}"
-        )
+        ).encode()
         with _connection(self.url) as connection:
             connection.execute(f"SET hnsw.ef_search = {self.ef_search}")
 
-            def ask(question: Question) -> Answer:
-                vector = Vector(question.vector)
+            def ask(vector: Vector) -> Answer:
                 rows = connection.execute(statement, (vector, vector), binary=True).fetchall()
                 return Answer(sorted(row[4] for row in rows))
 
-            yield ask
+            yield lambda question: partial(ask, Vector(question.vector))
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pgvector import Vector
+from psycopg.rows import namedtuple_row
 from psycopg.types.json import Jsonb
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Engine, text
 
-from .engine import store_errors
+from .engine import driver_connection, store_errors
 from .errors import InvalidQuestion, NotFound
 from .specs import StoredSpec
 
@@ -102,13 +103,14 @@ def search(
         SpecBuilding: nothing is searchable yet, for the first images are still being computed.
     """
     _check_query(query, spec)
-    arguments, values = _arguments(options)
+    arguments, values = _arguments(options, "%({})s")
     function = {"patch": "similar_patches", "image": "similar_images"}[options.by]
+    statement = f"SELECT * FROM patchstore.{function}(%(spec)s, %(query)s{arguments})"
+    # By the driver itself: 1.0 ms of this process's time, where by SQLAlchemy it is 1.7.
     with store_errors(), engine.connect() as connection:
-        rows = connection.execute(
-            text(f"SELECT * FROM patchstore.{function}(:spec, CAST(:query AS vector){arguments})"),
-            {"spec": spec.name, "query": Vector(query), **values},
-        ).all()
+        cursor = driver_connection(connection).cursor(binary=True, row_factory=namedtuple_row)
+        values |= {"spec": spec.name, "query": Vector(query)}
+        rows = cursor.execute(statement.encode(), values).fetchall()
     if not rows and options.max_distance is not None:
         nearest = search(engine, spec, query, replace(options, max_distance=None))
         return Answer([], nearest.exact)
@@ -129,8 +131,8 @@ def search_many(
     if options.by != "patch":
         raise InvalidQuestion("many questions at once rank patches, not images", "by")
     _check_query(queries[0] if len(queries) else np.ones(spec.dim, np.float32), spec)
-    arguments, values = _arguments(options)
-    rows: list[list[Row[Any]]] = [[] for _ in queries]
+    arguments, values = _arguments(options, ":{}")
+    rows: list[list[Any]] = [[] for _ in queries]
     with store_errors(), engine.connect() as connection:
         for row in connection.execute(
             text(
@@ -230,8 +232,9 @@ def _check_query(query: NDArray[np.float32], spec: StoredSpec) -> None:
         )
 
 
-def _arguments(options: SearchOptions) -> tuple[str, dict[str, object]]:
-    """The options that are set, as named arguments of the SQL functions and their values."""
+def _arguments(options: SearchOptions, place: str) -> tuple[str, dict[str, object]]:
+    """The options that are set, as named arguments of the SQL functions and their values; `place`
+    is how the statement marks the place of a value."""
     values: dict[str, object] = {"k": options.k, "exact": options.exact}
     if options.other_than:
         values["other_than"] = list(options.other_than)
@@ -244,7 +247,9 @@ def _arguments(options: SearchOptions) -> tuple[str, dict[str, object]]:
     for name in ("prefix", "max_distance", "ef_search"):
         if (value := getattr(options, name)) is not None:
             values[name] = value
-    return "".join(f", {name} => CAST(:{name} AS {_TYPES[name]})" for name in values), values
+    return "".join(
+        f", {name} => CAST({place.format(name)} AS {_TYPES[name]})" for name in values
+    ), values
 
 
 _TYPES = {
@@ -260,13 +265,13 @@ _TYPES = {
 }
 
 
-def _answer(rows: Sequence[Row[Any]]) -> Answer:
+def _answer(rows: Sequence[Any]) -> Answer:
     """What the rows say. Without a threshold, only a search of everything finds nothing: where
     the index brings too little, all patches are compared."""
     return Answer([_hit(row) for row in rows], all(row.exact for row in rows))
 
 
-def _hit(row: Row[Any]) -> Hit:
+def _hit(row: Any) -> Hit:
     return Hit(
         uri=row.uri,
         box=(row.x, row.y, row.width, row.height),

@@ -45,8 +45,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> Any:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         threading.Thread(target=service.warm, name="warm", daemon=True).start()
         yield
-        service.embedder.close()
-        service.metrics.close()
+        service.close()
 
     app = FastAPI(
         title="patchstore",

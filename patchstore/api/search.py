@@ -4,7 +4,7 @@ import time
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -38,10 +38,13 @@ BODY = {
 }
 
 
-@router.post("/v1/search", openapi_extra={"requestBody": BODY}, operation_id="search")
-async def search(
-    request: Request, service: Annotated[Service, Depends(service_of)]
-) -> SearchAnswer:
+@router.post(
+    "/v1/search",
+    openapi_extra={"requestBody": BODY},
+    operation_id="search",
+    response_model=SearchAnswer,
+)
+async def search(request: Request, service: Annotated[Service, Depends(service_of)]) -> Response:
     """Where else does something like this occur?
 
     JSON asks about a vector or a stored patch, a form about a picture or a region of it.
@@ -97,7 +100,7 @@ def _stored_or_vector(body: SearchBody) -> Question:
     return PlaceQuestion(image, body.place.x, body.place.y)
 
 
-def _answer(service: Service, asking: SearchBody | SearchForm, question: Question) -> SearchAnswer:
+def _answer(service: Service, asking: SearchBody | SearchForm, question: Question) -> Response:
     spec = service.spec(asking.spec)
     options = SearchOptions(
         k=asking.k,
@@ -123,7 +126,9 @@ def _answer(service: Service, asking: SearchBody | SearchForm, question: Questio
     )
     kind = type(question).__name__.removesuffix("Question").lower()
     service.metrics.searches.labels(kind, asking.by).observe(time.perf_counter() - begun)
-    return _out(spec, asked, answer, with_vector=asking.with_vector)
+    # As a response: FastAPI would check again what was checked when it was made.
+    found = _out(spec, asked, answer, with_vector=asking.with_vector)
+    return Response(found.model_dump_json(), media_type="application/json")
 
 
 def _out(spec: StoredSpec, asked: Asked, answer: Answer, *, with_vector: bool) -> SearchAnswer:

@@ -106,13 +106,16 @@ def test_a_request_keeps_its_id(http) -> None:
     assert len(made) == 32
 
 
-def test_every_request_has_a_line_in_the_log(http, caplog) -> None:
+def test_every_request_has_a_line_in_the_log(http, caplog, wait_until) -> None:
+    def lines() -> list[str]:
+        return [line for line in caplog.messages if "id=mine-" in line]
+
     with caplog.at_level(logging.INFO, logger="patchstore.api.requests"):
         http.get("/v1/images/1", headers={"X-Request-ID": "mine-2"})
         http.get("/v1/%0Aforged", headers={"X-Request-ID": "mine-3"})
-    lines = [line for line in caplog.messages if "id=mine-" in line]
-    assert lines[0].startswith("GET /v1/images/1 200 ")
-    assert lines[1].startswith("GET /v1/\\nforged 404 ")
+        wait_until(lambda: len(lines()) == 2)  # a line comes after its answer
+    assert lines()[0].startswith("GET /v1/images/1 200 ")
+    assert lines()[1].startswith("GET /v1/\\nforged 404 ")
 
 
 @pytest.mark.parametrize("chunked", [False, True])
