@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from .build_progress import SHARE_DONE
 from .engine import store_errors
-from .index import SHARE_DONE
 from .ledger import DEAD, FREE
 
 # Reasons are texts for people; these are their beginnings, as few as an alert can be about. The
