@@ -2,7 +2,7 @@
 
 Stores real patch vectors as benchmarks.search does (the same --cache), then builds the index of the
 same rows again and again: without workers and with some, in the memory that the graph is estimated
-to take and in a third of it. pgvector says after how many rows the graph no longer fits. Exit code
+to take and in six tenths of it. pgvector says after how many rows the graph no longer fits. Exit code
 1 where it does not fit into the estimate. The last line is what patchstore chooses by itself.
 
     python -m benchmarks.index --images FOLDER --weights FILE --cache vectors.npz
@@ -45,7 +45,7 @@ def main() -> None:
         needed_mb = plan_build(spec.dim, rows, memory_mb=1 << 20, workers=0).needed_mb
         lines: list[tuple[object, ...]] = []
         fits = True
-        for memory_mb in (needed_mb, needed_mb // 3):
+        for memory_mb in (needed_mb, needed_mb * 6 // 10):
             for workers in WORKERS:
                 seconds, held = build(url, spec, memory_mb, workers)
                 lines.append((f"{memory_mb} MiB", workers, held or "all", f"{seconds:.0f}"))
