@@ -7,3 +7,5 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 DROP FUNCTION patchstore.begins_with(text, text);
+
+DROP INDEX patchstore.ix_extraction_failed;

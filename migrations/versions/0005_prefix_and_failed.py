@@ -1,4 +1,4 @@
-"""One word for how a URI begins.
+"""One word for how a URI begins; failed images by an index.
 
 Revision ID: 0005
 Revises: 0003
@@ -21,12 +21,12 @@ HERE = Path(__file__).parent
 
 
 def upgrade() -> None:
-    """Adds a function that searches and lists of images share; no row is touched."""
+    """Adds a function that searches and lists of images share, and an index; no row is touched."""
     run("0005_prefix_and_failed.sql")
 
 
 def downgrade() -> None:
-    """Writes its condition out again."""
+    """Writes the condition out again, and drops the index."""
     run("0005_downgrade.sql")
 
 

@@ -1,4 +1,4 @@
--- One word for how a URI begins.
+-- One word for how a URI begins; failed images by an index.
 
 -- By its first 255 characters ix_image_location_prefix finds it. The planner puts the body in place of
 -- the call, and so sees that.
@@ -23,3 +23,6 @@ LANGUAGE sql IMMUTABLE AS $$
                 ELSE ' AND l.metadata @> $4 AND l.metadata <> ''{}''' END
         || CASE WHEN (q).prefix IS NULL THEN '' ELSE ' AND patchstore.begins_with(l.uri, $5)' END
 $$;
+
+-- Failed images are few, and were found by reading the whole ledger. One that is done has no entry.
+CREATE INDEX ix_extraction_failed ON patchstore.extraction (spec_id) WHERE state = 'failed';
