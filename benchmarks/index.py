@@ -1,9 +1,11 @@
 """Building the HNSW index: seconds by workers, with room for the graph and without.
 
-Stores real patch vectors as benchmarks.search does (the same --cache), then builds the index of the
-same rows again and again: without workers and with some, in the memory that the graph is estimated
-to take and in six tenths of it. pgvector says after how many rows the graph no longer fits. Exit code
-1 where it does not fit into the estimate. The last line is what patchstore chooses by itself.
+Stores real patch vectors as benchmarks.search does (the same --cache), then builds the index of
+the same rows again and again: without workers and with some, in the memory that the graph is
+estimated to take and in six tenths of it. pgvector says after how many rows the graph no longer
+fits. Exit code 1 where it does not fit into the estimate. The last line is what patchstore chooses.
+
+For fewer than 60,000 rows of 512 the memory is so little that Postgres starts no workers.
 
     python -m benchmarks.index --images FOLDER --weights FILE --cache vectors.npz
 """
