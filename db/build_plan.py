@@ -28,7 +28,7 @@ class BuildPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the whole graph is built in memory, three times faster than on disk."""
+        """Whether the whole graph is built in memory, far faster than on disk."""
         return self.memory_mb >= self.needed_mb
 
     def __str__(self) -> str:
