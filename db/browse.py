@@ -95,7 +95,7 @@ def list_images(
     """
     conditions = ""
     if prefix is not None:
-        conditions += ' AND "left"(l.uri, 255) ^@ "left"(:prefix, 255) AND l.uri ^@ :prefix'
+        conditions += " AND patchstore.begins_with(l.uri, :prefix)"
     if filter:  # the second half is what lets the partial index in
         conditions += " AND l.metadata @> :filter AND l.metadata <> '{}'"
     with store_errors(), engine.connect() as connection:

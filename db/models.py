@@ -222,6 +222,7 @@ extraction = Table(
         postgresql_where=text("state = 'pending'"),
     ),
     Index("ix_extraction_leased", "run_id", postgresql_where=text("state = 'leased'")),
+    Index("ix_extraction_failed", "spec_id", postgresql_where=text("state = 'failed'")),
     Index("ix_extraction_image_id", "image_id"),
     Index("ix_extraction_run_id", "run_id"),
 )

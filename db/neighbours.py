@@ -37,14 +37,14 @@ class NeighbourOptions:
         other_images: leave out patches of its own image.
         exact: compare with every patch even where an index stands.
         max_distance: what neighbours may be away at most, in the spec's metric.
-        ef_search: how widely the index searches, 1 to 1000.
+        ef_search: how widely the index searches, 1 to 1000; None: as searches do, by its rows.
     """
 
     k: int = 10
     other_images: bool = False
     exact: bool = False
     max_distance: float | None = None
-    ef_search: int = 100
+    ef_search: int | None = None
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,21 @@ class _Search:
         return of[order], others, np.concatenate([distances[kept], exact_distances])[order]
 
     def _set_up_index(self) -> None:
-        pool = max(_pool(self._options.k), self._options.ef_search)
+        connection, spec = self._snapshot.connection, self._snapshot.spec
+        ef_search = (
+            self._options.ef_search
+            or connection.execute(
+                text("SELECT patchstore.usual_ef_search(:spec)"), {"spec": spec.id}
+            ).scalar_one()
+        )
+        pool = max(_pool(self._options.k), ef_search)
         for name, value in {
             "hnsw.ef_search": min(pool, MAX_EF_SEARCH),
             "hnsw.iterative_scan": "relaxed_order",
             "hnsw.max_scan_tuples": max(20_000, 20 * pool),
             "jit": "off",  # it would compile what each stretch repeats
         }.items():
-            self._snapshot.connection.execute(
+            connection.execute(
                 text("SELECT set_config(:name, :value, true)"), {"name": name, "value": str(value)}
             )
 
@@ -209,7 +216,7 @@ class _Search:
 def _check(options: NeighbourOptions) -> None:
     if not 1 <= options.k <= MAX_K:
         raise InvalidQuestion(f"k is {options.k}, expected 1 to {MAX_K}", "k_range")
-    if not 1 <= options.ef_search <= MAX_EF_SEARCH:
+    if options.ef_search is not None and not 1 <= options.ef_search <= MAX_EF_SEARCH:
         raise InvalidQuestion(
             f"ef_search is {options.ef_search}, expected 1 to {MAX_EF_SEARCH}", "ef_search_range"
         )

@@ -34,7 +34,7 @@ class StoreSettings(BaseSettings):
         25, ge=1, description="Leases after which an image that kills its worker counts as failed."
     )
     maintenance_work_mem_mb: int = Field(
-        1024, ge=1, description="Memory an index build may use, in MiB."
+        1024, ge=1, description="Memory an index build may use at most, in MiB."
     )
     reindex_churn: float = Field(
         0.3,

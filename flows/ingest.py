@@ -20,7 +20,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from sqlalchemy import Engine
 
 from db.catalog import ScanCounts, open_source
-from db.index import build_index
 from db.ledger import LeaseLimits, finish_run, reclaim, start_run
 from db.reports import failures, status
 from db.server import connect
@@ -35,6 +34,7 @@ from .batch import Batch
 from .environment import let_libraries_log
 from .gpu import gpu_slot
 from .heartbeat import Heartbeat
+from .indexing import keep_index
 from .live import LiveProgress
 from .naming import named
 from .progress import Listener, Summary, listener
@@ -105,7 +105,7 @@ def ingest(request: IngestRequest) -> State[Any]:
     run = _Run(engine, folder, source_id, stored, start_run(engine, source_id, stored), ears)
     try:
         with Heartbeat(engine, run.id, StoreSettings().lease_s):
-            summary = _ingest(run, request.precision)
+            summary = _ingest(run, request)
     except BaseException:
         finish_run(engine, run.id, "failed", None)
         raise
@@ -114,26 +114,21 @@ def ingest(request: IngestRequest) -> State[Any]:
     return _finish(run, summary)
 
 
-def _ingest(run: _Run, precision: Precision) -> Summary:
-    store, clock = StoreSettings(), run.tally.clock
+def _ingest(run: _Run, request: IngestRequest) -> Summary:
+    clock = run.tally.clock
     run.ears.phase("scanning")
     with clock.timed("scan"):
         threads = FlowSettings().scan_threads
         counts = scan(run.engine, run.folder, run.source_id, run.stored, threads)
     found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
     get_run_logger().info("scanned %s: %s", run.folder.root, found)
-    reclaim(run.engine, run.stored, store.max_attempts)
+    reclaim(run.engine, run.stored, StoreSettings().max_attempts)
     summary = _summary(counts, run.folder)
     if pending := run.standing()["pending"]:
-        _compute_pending(run, summary, pending, precision)
-    with clock.timed("index"):
-        build_index(
-            run.engine,
-            run.stored,
-            threshold=store.index_threshold,
-            memory_mb=store.maintenance_work_mem_mb,
-            on_progress=run.ears.share,
-        )
+        _compute_pending(run, summary, pending, request.precision)
+    if request.build_index:
+        with clock.timed("index"):
+            keep_index(run.engine, run.stored)
     summary.stage_seconds = run.tally.stage_seconds()
     return summary
 

@@ -23,3 +23,8 @@ class IngestRequest(BaseModel):
         description="What the forward pass computes in; "
         "auto checks and takes the fastest that agrees with float32.",
     )
+    build_index: bool = Field(
+        True,
+        description="Build the index at the end where it is due and missing. Off: the next run "
+        "does, for with an index in place vectors are written far more slowly.",
+    )

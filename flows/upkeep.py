@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Engine
 
 from db.catalog import list_sources, queue_known
-from db.index import build_index, churn, drop_leftovers, is_indexed, rebuild_index
+from db.index import churn, drop_leftovers, is_indexed
 from db.prune import prune as prune_store
 from db.prune import prune_records
 from db.reports import SourceStatus, status
@@ -24,6 +24,7 @@ from extractor.uris import absolute, uri_of
 from .artifacts import publish_values
 from .environment import let_libraries_log
 from .errors import BackfillError, FlowError, SourceError
+from .indexing import keep_index, renew_index
 from .ingest import ingest
 from .naming import named
 from .progress import listener
@@ -106,22 +107,14 @@ def reindex(request: ReindexRequest) -> State[ReindexReport]:
 
 
 def _reindex(engine: Engine, stored: StoredSpec, *, only_if_needed: bool) -> ReindexReport:
-    settings = StoreSettings()
-    memory_mb, on_progress = settings.maintenance_work_mem_mb, listener().share
     leftovers = drop_leftovers(engine, stored)
     if not is_indexed(engine, stored):
-        built = build_index(
-            engine,
-            stored,
-            threshold=settings.index_threshold,
-            memory_mb=memory_mb,
-            on_progress=on_progress,
-        )
+        built = keep_index(engine, stored)
         return ReindexReport(stored.name, None, "built" if built else "not needed", leftovers)
     share = churn(engine, stored)
-    if only_if_needed and share <= settings.reindex_churn:
+    if only_if_needed and share <= StoreSettings().reindex_churn:
         return ReindexReport(stored.name, share, "not needed", leftovers)
-    rebuilt = rebuild_index(engine, stored, memory_mb=memory_mb, on_progress=on_progress)
+    rebuilt = renew_index(engine, stored)
     return ReindexReport(stored.name, share, "rebuilt" if rebuilt else "busy", leftovers)
 
 
@@ -140,6 +133,7 @@ def prune() -> State[dict[str, int]]:
 def backfill(request: BackfillRequest) -> State[BackfillReport]:
     """Computes a spec's vectors of all images that are known, one source after the other.
 
+    The index is built after the last of them: each would be written far more slowly beside one.
     Searches by other specs go on. A run that is repeated goes on where the last one ended.
 
     Raises:
@@ -152,6 +146,7 @@ def backfill(request: BackfillRequest) -> State[BackfillReport]:
     sources = _sources(engine, request.sources)
     report = BackfillReport(stored.name, queue_known(engine, stored, list(sources.values())))
     troubled = [trouble for root in sources if (trouble := _ingest(root, stored))]
+    keep_index(engine, stored)
     report.sources = [s for s in status(engine, spec=stored.name) if s.source in sources]
     for source in report.sources:
         values = asdict(source) | {"queued": report.queued}
@@ -182,7 +177,7 @@ def _sources(engine: Engine, folders: list[str]) -> dict[str, int]:
 
 def _ingest(root: str, stored: StoredSpec) -> str | None:
     """Ingests a source in a run of its own; returns what went wrong, if anything did."""
-    request = IngestRequest(source=root, spec=stored.name)
+    request = IngestRequest(source=root, spec=stored.name, build_index=False)
     state: Any = ingest(request, return_state=True)
     if state.is_completed():
         return None

@@ -7,16 +7,15 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from db import checkup
+from db.build_plan import MIB, plan_build
 from db.gauges import read_gauges
 from db.metric import MAX_INDEXED_DIM
 from db.migrate import MINIMUM_PGVECTOR, head_revision, parse_version
 from db.settings import StoreSettings
 from db.specs import list_specs
-from db.storage import estimate_build_bytes
 
 from .finding import Finding, ok, problem, warning
 
-MIB = 1024 * 1024
 CLOCK_S = 2.0
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -115,9 +114,9 @@ def check_index_memory(engine: Engine) -> Iterator[Finding]:
         if spec.indexed and spec.index_bytes > buffers:
             text = f"indexes {spec.index_bytes / 1e9:.1f} GB, shared_buffers {buffers / 1e9:.1f} GB"
             yield warning(name, text, "ALTER SYSTEM SET shared_buffers, and restart Postgres")
-        needed = estimate_build_bytes(dim, spec.patches) / MIB
-        if needed > limit and _is_due(spec.patches, dim):
-            text = f"building the index fast takes {needed:.0f} MiB, it may use {limit}"
+        plan = plan_build(dim, spec.patches, memory_mb=limit, workers=0)
+        if not plan.fits and _is_due(spec.patches, dim):
+            text = f"building the index fast takes {plan.needed_mb} MiB, it may use {limit}"
             yield warning(name, text, "raise PATCHSTORE_MAINTENANCE_WORK_MEM_MB")
 
 

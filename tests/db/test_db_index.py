@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from db import index
+from db import build_progress, index
 from db.errors import TransientStoreError
 from db.index import (
     build_index,
@@ -144,7 +144,7 @@ def test_a_build_that_is_killed_can_be_tried_again(store, spec, admin):
 
 
 def test_progress_is_shown_by_phase_and_share(store, spec, monkeypatch):
-    monkeypatch.setattr(index, "POLL_S", 0.001)
+    monkeypatch.setattr(build_progress, "POLL_S", 0.001)
     seen, enough = [], threading.Event()
 
     def note(phase, share):
@@ -158,7 +158,7 @@ def test_progress_is_shown_by_phase_and_share(store, spec, monkeypatch):
 
 
 def test_a_listener_that_fails_does_not_stop_the_build(store, spec, monkeypatch):
-    monkeypatch.setattr(index, "POLL_S", 0.001)
+    monkeypatch.setattr(build_progress, "POLL_S", 0.001)
     enough = threading.Event()
 
     def fail(phase, share):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from db import nearest as blocks
 from db.errors import InvalidQuestion, SpecBuilding
@@ -150,6 +151,25 @@ def test_where_the_index_gives_up_all_are_compared(gallery, monkeypatch):
     got = found(gallery.engine, spec, other_images=True)
     expected = brute_force("cosine", gallery.vectors, gallery.images, 10, other_images=True)
     assert_same(got, expected)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 456), (60, 60)])
+def test_the_index_is_searched_as_widely_as_by_a_search_unless_told(store, given, expected):
+    spec, seen = store.spec(dim=4), set()
+    store.load(spec, {"a": store.vectors(12)})
+    build_index(store.engine, spec, threshold=0, memory_mb=16)
+    store.sql(
+        "CREATE OR REPLACE FUNCTION patchstore.usual_ef_search(spec_id integer) "
+        "RETURNS integer LANGUAGE sql STABLE AS 'SELECT 456'"
+    )
+
+    @event.listens_for(store.engine, "after_cursor_execute")
+    def look(connection, cursor, statement, *_):
+        if "CROSS JOIN LATERAL" in statement and "embedding" in statement:
+            seen.add(connection.connection.execute("SHOW hnsw.ef_search").fetchone()[0])
+
+    found(store.engine, spec, ef_search=given)
+    assert seen == {str(expected)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -196,9 +196,42 @@ def test_a_backfill_computes_all_known_sources_and_then_the_spec_can_be_promoted
     assert [s.done for s in status(store, spec="tiny")] == [3, 3]
 
 
-def test_a_backfill_goes_on_past_a_source_that_is_gone_and_then_fails(
-    ingest: Any, ingested: Path, store: Engine, other: StoredSpec, tmp_path: Path
+def test_a_backfill_builds_the_index_once_after_its_last_source(
+    ingest: Any,
+    ingested: Path,
+    store: Engine,
+    other: StoredSpec,
+    tmp_path: Path,
+    paint: Paint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    second = tmp_path / "second"
+    second.mkdir()
+    paint("../second/another.png", 7)
+    ingest(second)
+    monkeypatch.setenv("PATCHSTORE_INDEX_THRESHOLD", "1")
+    run_backfill(other)
+    assert is_indexed(store, other)
+    with store.connect() as connection:
+        built, written = connection.execute(
+            text(
+                "SELECT (SELECT built_at FROM patchstore.index_build WHERE spec_id = :spec), "
+                "(SELECT max(updated_at) FROM patchstore.extraction WHERE spec_id = :spec)"
+            ),
+            {"spec": other.id},
+        ).one()
+    assert built > written
+
+
+def test_a_backfill_goes_on_past_a_source_that_is_gone_and_then_fails(
+    ingest: Any,
+    ingested: Path,
+    store: Engine,
+    other: StoredSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATCHSTORE_INDEX_THRESHOLD", "1")
     gone = tmp_path / "a-gone"
     shutil.copytree(ingested, gone)
     ingest(gone)
@@ -207,6 +240,7 @@ def test_a_backfill_goes_on_past_a_source_that_is_gone_and_then_fails(
         run_backfill(other)
     (row,) = [s for s in status(store, spec="other") if s.source == str(ingested)]
     assert row.done == 3
+    assert is_indexed(store, other)
 
 
 def test_a_backfill_of_a_folder_that_was_never_ingested_names_those_that_were(

@@ -1,0 +1,27 @@
+"""The index of a spec as the settings ask for it, for the flows that keep one."""
+
+from sqlalchemy import Engine
+
+from db.index import build_index, rebuild_index
+from db.settings import StoreSettings
+from db.specs import StoredSpec
+
+from .progress import listener
+
+
+def keep_index(engine: Engine, stored: StoredSpec) -> bool:
+    """Builds the index where it is due and missing; True if it was built now."""
+    settings = StoreSettings()
+    return build_index(
+        engine,
+        stored,
+        threshold=settings.index_threshold,
+        memory_mb=settings.maintenance_work_mem_mb,
+        on_progress=listener().share,
+    )
+
+
+def renew_index(engine: Engine, stored: StoredSpec) -> bool:
+    """Builds the index anew; False where there is none, or another process is at it."""
+    memory_mb = StoreSettings().maintenance_work_mem_mb
+    return rebuild_index(engine, stored, memory_mb=memory_mb, on_progress=listener().share)
