@@ -26,7 +26,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -42,7 +41,8 @@ from torch import Tensor, nn
 from extractor.allocator import keep_freed_memory
 from extractor.arrays import DecodedImage
 from extractor.backbone import Backbone, resolve
-from extractor.device import DTYPES, ONNX, Way, choose_device
+from extractor.compiled import compiled
+from extractor.device import COMPILED, ONNX, TORCH, Way, arithmetic, choose_device
 from extractor.errors import ImageError
 from extractor.grid import make_grid
 from extractor.images import read_image
@@ -83,12 +83,7 @@ class Bare:
     def measure(self, seconds: float, *, fastest: bool = False) -> Pass:
         """Runs the prepared batches round and round for at least so long."""
         network = self.fastest if fastest else self.network
-        arithmetic = (
-            nullcontext()
-            if self.way.precision == "float32"
-            else torch.autocast(self.device.type, DTYPES[self.way.precision])
-        )
-        with torch.inference_mode(), arithmetic:
+        with torch.inference_mode(), arithmetic(self.way, self.device):
             for batch in self.batches[:WARM_UP_BATCHES]:
                 network(batch)
             self._wait()
@@ -209,7 +204,12 @@ def prepare(
     prepared = prepared.contiguous(memory_format=torch.channels_last)
     batches = list(torch.split(prepared, settings.batch_size))
     folded = backbone.folded(spec.side).to(device)
-    fastest = backbone.by_onnx(spec.side) if way.runtime == ONNX else folded
+    runners: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+        TORCH: lambda: folded,
+        ONNX: lambda: backbone.by_onnx(spec.side),
+        COMPILED: lambda: compiled(folded),
+    }
+    fastest = runners[way.runtime]()
     return Bare(backbone.network.to(device), fastest, batches, way, device)
 
 

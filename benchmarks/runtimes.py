@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from extractor.backbone import resolve
+from extractor.compiled import compiled
 from extractor.device import DTYPES, FLOAT32, candidates, choose_device
 from extractor.onnx import OnnxNetwork, export
 
@@ -109,11 +110,6 @@ def plain(network: nn.Module) -> nn.Module:
 def one_by_one(network: nn.Module) -> Pass:
     """As tutorials do."""
     return lambda batch: torch.cat([network(patch[None]) for patch in batch])
-
-
-def compiled(network: nn.Module) -> Pass:
-    """By inductor, with its weights as constants."""
-    return torch.compile(network, options={"freezing": True})
 
 
 def low(network: Pass, precision: str) -> Pass:

@@ -18,7 +18,7 @@ from .errors import SpecError, WeightsError
 from .field import Field, measure_field
 from .grid import EdgePolicy, check_geometry
 from .network import CutNetwork, DenseNetwork, fold_norms, split_at_pooling
-from .onnx import OnnxNetwork
+from .onnx import OnnxNetwork, export_folder, is_exported
 from .pooling import check_poolable, finite
 from .spec import PENULTIMATE, FeatureSpec, Metric, Mode, Pooling, Recipe
 from .weights import (
@@ -50,12 +50,14 @@ class Backbone:
         dim: length of a vector.
         weights_sha256: of the tensors in use, see `extractor.weights.tensor_digest`.
         smallest: side of what the network can be given at least, in pixels.
+        export_folder: where its export to ONNX Runtime is kept; None: nowhere.
     """
 
     network: nn.Module
     dim: int
     weights_sha256: str
     smallest: int = 1
+    export_folder: Path | None = None
     _folded: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
     _by_onnx: dict[int, OnnxNetwork] = field(default_factory=dict, init=False, repr=False)
 
@@ -68,8 +70,13 @@ class Backbone:
     def by_onnx(self, side: int) -> OnnxNetwork:
         """The folded network run by ONNX Runtime, exported once. Raises DeviceError."""
         if side not in self._by_onnx:
-            self._by_onnx[side] = OnnxNetwork(self.folded(side), side)
+            self._by_onnx[side] = OnnxNetwork(self.folded(side), side, self.export_folder)
         return self._by_onnx[side]
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether `by_onnx` takes no time to speak of."""
+        return bool(self._by_onnx) or is_exported(self.export_folder)
 
     @cached_property
     def field(self) -> Field:
@@ -131,11 +138,16 @@ def resolve(recipe: Recipe) -> ResolvedSpec:
     return ResolvedSpec(spec, source.source, backbone)
 
 
-def load_backbone(spec: FeatureSpec, weights_source: str) -> Backbone:
+def load_backbone(spec: FeatureSpec, weights_source: str, exports: Path | None = None) -> Backbone:
     """Load the network of a stored spec and prove that its tensors are the spec's.
 
     A weight file that is gone from `weights_source` is looked for by its name in
     ``$TORCH_HOME/hub/checkpoints``.
+
+    Args:
+        spec: whose network it is.
+        weights_source: see `ResolvedSpec`.
+        exports: folder in which networks exported to ONNX Runtime are kept; None: none are.
 
     Raises:
         WeightsError: when the weights cannot be had, or hash to something else.
@@ -148,7 +160,8 @@ def load_backbone(spec: FeatureSpec, weights_source: str) -> Backbone:
             f"{spec.weights_sha256[:12]}: other tensors under the same name; put the first ones "
             "back, or add a spec of another name for these"
         )
-    return Backbone(network, spec.dim, found, _smallest(spec.backbone))
+    kept = exports and export_folder(exports, spec)
+    return Backbone(network, spec.dim, found, _smallest(spec.backbone), kept)
 
 
 def backbone_names() -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from .errors import DeviceError
+from .spec import Mode
 
 FLOAT32 = "float32"
-TORCH, ONNX = "torch", "onnxruntime"
+TORCH, ONNX, COMPILED = "torch", "onnxruntime", "torch.compile"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,6 +96,28 @@ def check_device_precision(precision: str, device: torch.device) -> None:
             f"precision is {precision!r}; {device_kind(device)} runs {', '.join(known)}: give one "
             "of these"
         )
+
+
+def check_runtime(way: Way, device: torch.device, mode: Mode) -> None:
+    """Refuse what a runtime does not run: ONNX Runtime and compiled networks are for mode exact.
+
+    Raises:
+        DeviceError: saying what it does run.
+    """
+    if way.runtime != TORCH and mode == "dense":
+        raise DeviceError(f"{way.runtime} runs the mode exact only")
+    if way.runtime == ONNX and (device.type != "cpu" or way.precision != FLOAT32):
+        raise DeviceError(f"{ONNX} runs on the CPU in float32 only")
+
+
+def arithmetic(way: Way, device: torch.device) -> AbstractContextManager[object]:
+    """Give the context in which torch computes in this way."""
+    if way.precision != FLOAT32:
+        return torch.autocast(device.type, DTYPES[way.precision])
+    if device.type == "cuda":
+        # By default cuDNN rounds float32 convolutions to TF32: 1e-3 off.
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return nullcontext()
 
 
 def _bf16_instructions() -> str | None:

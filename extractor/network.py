@@ -153,3 +153,11 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
         log.warning("batch norms stay unfolded: the folded network gives other values")
         return network
     return folded
+
+
+def cast_once(network: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights that autocast would convert in every pass as it would have them."""
+    for module in network.modules():
+        # Exactly these: attention reads the weights of its own kind of Linear itself.
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(dtype)

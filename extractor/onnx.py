@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import tempfile
 import warnings
+from contextlib import suppress
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DeviceError
+from .spec import FeatureSpec
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -20,35 +25,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIZES = torch.export.Dim("patches", min=1, max=4096)
+_FILE = "network.onnx"  # in a folder of its own, for its weights lie beside it: ONNX ends at 2 GB
+_KEPT = 8  # exports, each as large as its network: 45 MB for a ResNet-18
+_TOLERANCE = 1e-4  # of the largest value; rounding alone gives 1e-6
 
 
 class OnnxNetwork:
     """A network as a session of ONNX Runtime, float32 on the CPU."""
 
-    def __init__(self, network: nn.Module, side: int) -> None:
-        """Export a network, which takes seconds; it is left as it is.
+    def __init__(self, network: nn.Module, side: int, export_folder: Path | None = None) -> None:
+        """Export a network, which takes seconds, unless that was done before.
+
+        A session is only used when it gives the network's own vectors of noise.
 
         Args:
-            network: float32 (N, 3, S, S) to float32 (N, D), in eval mode.
+            network: float32 (N, 3, S, S) to float32 (N, D), in eval mode. Left as it is.
             side: S.
+            export_folder: where this network's export is kept, see `export_folder`; None: nowhere.
 
         Raises:
             DeviceError: it cannot be exported, or not be run.
         """
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "network.onnx"  # its weights, beside it, may have any size
-                export(network, side, file)
-                self._session = _open(file)
+            self._session = _kept(network, side, export_folder) or _exported(
+                network, side, export_folder
+            )
         except Exception as error:  # exporting runs a network's own Python: anything may come out
             line = " ".join(str(error).split())[:200]
             raise DeviceError(f"ONNX Runtime cannot run this network: {line}") from error
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Run normalised patches, float32 (N, 3, S, S) channels last, to vectors (N, D)."""
-        rows = patches.permute(0, 2, 3, 1).contiguous()
-        (vectors,) = self._session.run(None, {"rows": rows.numpy()})
-        return torch.from_numpy(vectors)
+        return _run(self._session, patches)
 
 
 class _ByRows(nn.Module):
@@ -84,6 +92,86 @@ def export(network: nn.Module, side: int, file: Path) -> None:
         )
         assert program is not None
         program.save(file, external_data=True)
+
+
+def export_folder(folder: Path, spec: FeatureSpec) -> Path:
+    """Name the folder in which the export of a spec's network is kept, by all that decides it."""
+    libraries = [
+        f"{name} {version(name)}" for name in ("torch", "torchvision", "onnx", "onnxruntime")
+    ]
+    return folder / sha256(" ".join([spec.digest, *libraries]).encode()).hexdigest()[:32]
+
+
+def is_exported(export_folder: Path | None) -> bool:
+    """Tell whether a network need not be exported again."""
+    return export_folder is not None and (export_folder / _FILE).is_file()
+
+
+def _kept(
+    network: nn.Module, side: int, export_folder: Path | None
+) -> onnxruntime.InferenceSession | None:
+    """The session of an earlier export, in working order."""
+    if export_folder is None or not is_exported(export_folder):
+        return None
+    try:
+        session = _open(export_folder / _FILE)
+        _check_on_noise(session, network, side)
+        os.utime(export_folder)  # `_forget` deletes what was not used for longest
+    except Exception as error:  # a file that was cut off makes any trouble
+        log.warning("exporting again: %s (%s)", export_folder, " ".join(str(error).split())[:200])
+        return None
+    return session
+
+
+def _exported(
+    network: nn.Module, side: int, export_folder: Path | None
+) -> onnxruntime.InferenceSession:
+    """The session of a fresh export, which is kept where that is possible."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
+        export(network, side, Path(made) / _FILE)
+        session = _open(Path(made) / _FILE)
+        _check_on_noise(session, network, side)
+        if export_folder is not None:
+            _keep(Path(made), export_folder)
+    return session
+
+
+def _keep(made: Path, export_folder: Path) -> None:
+    """Copy an export to where it is kept, so that nobody sees half of it."""
+    try:
+        export_folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=export_folder.parent) as beside:
+            whole = shutil.copytree(made, Path(beside) / "whole")
+            os.utime(whole)  # a copy is as old as what was copied
+            shutil.rmtree(export_folder, ignore_errors=True)
+            whole.rename(export_folder)
+        _forget(export_folder.parent)
+    except OSError as error:  # full, not ours, or another process was quicker
+        log.info("the exported network is not kept in %s: %s", export_folder, error.strerror)
+
+
+def _forget(folder: Path) -> None:
+    """Delete all but the exports that were used last."""
+    with suppress(OSError):  # another process forgets, too
+        by_use = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in by_use[_KEPT:]:
+            shutil.rmtree(old)
+
+
+def _check_on_noise(session: onnxruntime.InferenceSession, network: nn.Module, side: int) -> None:
+    """Raise ValueError unless a session gives the vectors of its network."""
+    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = network(noise), _run(session, noise)
+    difference = (expected - found).abs().max() / expected.abs().max()
+    if not difference <= _TOLERANCE:  # NaN is no agreement either
+        raise ValueError(f"its vectors differ by {difference:.0e}")
+
+
+def _run(session: onnxruntime.InferenceSession, patches: Tensor) -> Tensor:
+    rows = patches.permute(0, 2, 3, 1).contiguous()
+    (vectors,) = session.run(None, {"rows": rows.numpy()})
+    return torch.from_numpy(vectors)
 
 
 def _open(file: Path) -> onnxruntime.InferenceSession:

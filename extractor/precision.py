@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .arrays import DecodedImage, PatchFeatures
 from .backbone import Backbone
-from .device import FLOAT32, ONNX, Way, candidates, choose_device, device_kind
+from .compiled import compiler_version
+from .device import COMPILED, FLOAT32, ONNX, Way, candidates, choose_device, device_kind
 from .errors import DeviceError
 from .features import FeatureExtractor
 from .onnx import runtime_version
@@ -21,8 +24,13 @@ __all__ = ["PrecisionCheck", "candidates", "check_kind", "check_precision", "dev
 
 MIN_COSINE = 0.999
 # ONNX Runtime saves a third of the time, but exporting a network to it takes 5 s (ResNet-18) and
-# more: a run with fewer patches is over before that is repaid.
-_REPAYS_FROM_PATCHES = 5000
+# more, and opening what was exported before half a second: a run with fewer patches is over before
+# that is repaid.
+_EXPORT_REPAYS_FROM = 5000
+_OPENING_REPAYS_FROM = 500
+# Compiling takes as long as some 250 patches in float32 (ResNet-18: 7 s, ResNet-50: 13 s), or 2,000
+# in bf16, and gains a sixth of the time. On a GPU that is an estimate: 40 s of 3,000 patches.
+_COMPILING_REPAYS_FROM = {"cpu": 20_000, "cuda": 300_000}
 
 
 @dataclass(frozen=True)
@@ -51,12 +59,16 @@ class _Measured:
     patches_per_s: float
 
 
-def check_kind(spec: FeatureSpec, device: str = "auto", patches: int | None = None) -> str:
-    """Name what the outcome of `check_precision` depends on, beside the network."""
+def check_kind(
+    spec: FeatureSpec, backbone: Backbone, device: str = "auto", patches: int | None = None
+) -> str:
+    """Name what the outcome of `check_precision` depends on, beside the network's weights."""
     target = choose_device(device)
     names = [device_kind(target)]
-    if any(way.runtime == ONNX for way in _ways(spec, device, patches)):
+    if _tries_onnx(spec, backbone, target, patches):
         names.append(runtime_version())
+    if _tries_compiling(spec, target, patches):
+        names.append(compiler_version())
     return ", ".join(names)
 
 
@@ -83,40 +95,81 @@ def check_precision(
     Raises:
         DeviceError: when the device is not there.
     """
-    kind, ways = check_kind(spec, device, patches), _ways(spec, device, patches)
+    target, kind = choose_device(device), check_kind(spec, backbone, device, patches)
+    ways = [Way(precision) for precision in candidates(target)]
+    if _tries_onnx(spec, backbone, target, patches):
+        ways.append(Way(FLOAT32, ONNX))
     if not ways or not sample:
         reason = "no patch to compare by" if ways else "no faster way on this device"
         return PrecisionCheck(kind, Way(), 1.0, 1.0, f"{kind}: float32 ({reason})")
-    truth = _measure(spec, backbone, sample, device, Way())
-    chosen, cosine, said = truth, 1.0, [f"float32 {truth.patches_per_s:.0f} patches/s"]
+    trial = _Trial(spec, backbone, sample, device)
     for way in ways:
+        trial.attempt(way)
+    # Minutes for each precision: only the best one is worth them.
+    if trial.chosen.way != Way() and _tries_compiling(spec, target, patches):
+        trial.attempt(Way(trial.chosen.way.precision, COMPILED))
+    return trial.outcome(kind)
+
+
+def _tries_onnx(
+    spec: FeatureSpec, backbone: Backbone, target: torch.device, patches: int | None
+) -> bool:
+    """With bf16 instructions torch is faster than ONNX Runtime, which has no kernels for them."""
+    if target.type != "cpu" or candidates(target) or spec.mode != "exact":
+        return False
+    least = _OPENING_REPAYS_FROM if backbone.is_exported else _EXPORT_REPAYS_FROM
+    return patches is None or patches >= least
+
+
+def _tries_compiling(spec: FeatureSpec, target: torch.device, patches: int | None) -> bool:
+    """In float32 it gains a twentieth, and on a CPU less than ONNX Runtime does."""
+    if not candidates(target) or spec.mode != "exact":
+        return False
+    return patches is None or patches >= _COMPILING_REPAYS_FROM[target.type]
+
+
+class _Trial:
+    """Ways of computing compared over a sample.
+
+    Attributes:
+        chosen: the fastest of those that agree with float32.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        backbone: Backbone,
+        sample: Sequence[DecodedImage],
+        device: str,
+    ) -> None:
+        """Measures torch in float32, which always works."""
+        self._measure = partial(_measure, spec, backbone, sample, device)
+        self._truth = self._measure(Way())
+        self.chosen, self._cosine = self._truth, 1.0
+        self._said = [f"{Way()} {self._truth.patches_per_s:.0f} patches/s"]
+
+    def attempt(self, way: Way) -> None:
+        """Choose another way where it is faster and agrees."""
         try:
-            found = _measure(spec, backbone, sample, device, way)
+            found = self._measure(way)
         except DeviceError as error:  # of this network, with this version of a runtime
-            said.append(f"{way}: {error}")
-            continue
-        agreed = _lowest_cosine(truth.vectors, found.vectors)
-        said.append(f"{way} {found.patches_per_s:.0f} patches/s, lowest cosine {agreed:.6f}")
-        if agreed >= MIN_COSINE and found.patches_per_s > chosen.patches_per_s:
-            chosen, cosine = found, agreed
-    return PrecisionCheck(
-        kind,
-        chosen.way,
-        cosine,
-        chosen.patches_per_s / truth.patches_per_s,
-        f"{kind}: {chosen.way} ({'; '.join(said)}; at least {MIN_COSINE} asked for)",
-    )
+            self._said.append(f"{way}: {error}")
+            return
+        agreed = _lowest_cosine(self._truth.vectors, found.vectors)
+        self._said.append(f"{way} {found.patches_per_s:.0f} patches/s, lowest cosine {agreed:.6f}")
+        if agreed >= MIN_COSINE and found.patches_per_s > self.chosen.patches_per_s:
+            self.chosen, self._cosine = found, agreed
 
-
-def _ways(spec: FeatureSpec, device: str, patches: int | None) -> list[Way]:
-    """What is worth a try, but torch in float32, which always works."""
-    target = choose_device(device)
-    ways = [Way(precision) for precision in candidates(target)]
-    repays = patches is None or patches >= _REPAYS_FROM_PATCHES
-    # With bf16 instructions torch is faster than ONNX Runtime, which has no kernels for them.
-    if target.type == "cpu" and not ways and repays and spec.mode == "exact":
-        ways.append(Way(FLOAT32, ONNX))
-    return ways
+    def outcome(self, kind: str) -> PrecisionCheck:
+        """What was chosen, and why."""
+        way = self.chosen.way
+        return PrecisionCheck(
+            kind,
+            way,
+            self._cosine,
+            self.chosen.patches_per_s / self._truth.patches_per_s,
+            f"{kind}: {way} ({'; '.join(self._said)}; at least {MIN_COSINE} asked for)",
+        )
 
 
 def _measure(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from sqlalchemy import Engine
 
+from db.settings import StoreSettings
 from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
@@ -38,7 +39,8 @@ _load_lock = threading.Lock()
 @lru_cache(maxsize=2)
 def _load(digest: str, recipe: str, weights_source: str) -> Backbone:
     logger.info("loading weights %s", weights_source)
-    return load_backbone(FeatureSpec.model_validate_json(recipe), weights_source)
+    exports = StoreSettings().resolved_home() / "networks"
+    return load_backbone(FeatureSpec.model_validate_json(recipe), weights_source, exports)
 
 
 def load(stored: StoredSpec) -> Backbone:
@@ -157,7 +159,7 @@ class Model:
     def _choose(self, images: Sequence[DecodedImage]) -> Way:
         device = self._settings.device
         patches = self._images * sum(len(image.grid) for image in images) // len(images)
-        kind = check_kind(self._spec, device, patches)
+        kind = check_kind(self._spec, self._backbone, device, patches)
         known = recorded_precision(self._engine, self._stored, kind)
         if known is not None:
             logger.info("computing in %s on %s, as checked before", known, kind)

@@ -13,8 +13,10 @@ from torch import nn
 from extractor import features as module
 from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
+from extractor.device import COMPILED, ONNX
 from extractor.errors import DegenerateFeatures, DeviceError, ImageError, SpecError
-from extractor.features import FeatureExtractor, reflect
+from extractor.features import FeatureExtractor
+from extractor.patches import reflect
 from extractor.spec import Recipe
 
 
@@ -64,13 +66,17 @@ def test_onnx_runtime_gives_the_vectors_of_torch(decode, noise):
         assert b.vectors == pytest.approx(a.vectors, abs=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"mode": "dense"}, {"precision": "bf16"}], ids=str)
-def test_onnx_runtime_is_refused_for_what_it_does_not_run(change, monkeypatch):
+@pytest.mark.parametrize("runtime", [ONNX, COMPILED])
+def test_only_torch_runs_the_mode_dense(runtime, tiny_spec, mean_colour):
+    dense = tiny_spec.model_copy(update={"mode": "dense"})
+    with pytest.raises(DeviceError, match=f"{runtime} runs the mode exact only"):
+        cpu(dense, mean_colour, runtime=runtime)
+
+
+def test_onnx_runtime_is_refused_for_a_low_precision(tiny_spec, mean_colour, monkeypatch):
     monkeypatch.setattr(module, "check_device_precision", lambda *_: None)
-    mode = change.pop("mode", "exact")
-    found = resolve(Recipe(backbone="squeezenet1_1", weights="random:0", mode=mode))
     with pytest.raises(DeviceError, match="in float32 only"):
-        cpu(found.spec, found.backbone, runtime="onnxruntime", **change)
+        cpu(tiny_spec, mean_colour, runtime=ONNX, precision="bf16")
 
 
 def test_no_images_give_no_features(tiny_spec, mean_colour):

@@ -1,5 +1,7 @@
 """A lower precision must be faster and right, by measurement."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -93,6 +95,17 @@ def test_onnx_runtime_is_tried_where_the_work_repays_it(without_bf16, tiny_spec,
     assert "onnxruntime" not in small.detail + small.kind
 
 
+def test_a_network_that_was_exported_is_tried_for_less_work(without_bf16, tiny_spec, tmp_path):
+    (tmp_path / "network.onnx").touch()
+    fresh, exported = fake(Mean()), replace(fake(Mean()), export_folder=tmp_path)
+    for backbone, patches, tried in (
+        (fresh, 500, False),
+        (exported, 500, True),
+        (exported, 499, False),
+    ):
+        assert ("onnxruntime" in check_kind(tiny_spec, backbone, "cpu", patches)) is tried
+
+
 def test_a_network_is_exported_once_for_the_check_and_the_run(
     without_bf16, tiny_spec, sample, monkeypatch
 ):
@@ -108,7 +121,7 @@ def test_a_network_is_exported_once_for_the_check_and_the_run(
 def test_the_kind_of_a_check_is_known_before_it(without_bf16, tiny_spec, sample):
     for patches in (None, 1, 5000):
         found = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches)
-        assert found.kind == check_kind(tiny_spec, "cpu", patches)
+        assert found.kind == check_kind(tiny_spec, fake(Mean()), "cpu", patches)
 
 
 def test_a_network_that_onnx_runtime_cannot_run_stays_with_torch(without_bf16, tiny_spec, sample):

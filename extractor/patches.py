@@ -1,0 +1,94 @@
+"""Windows of images -> the normalised batch that a network sees; cut on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .spec import FeatureSpec
+
+Window = Sequence[int]  # x, y, width, height; may reach beyond the image, which is reflected there
+
+
+class PatchCutter:
+    """Cuts out of images, uint8 (H, W, 3) on the device, for a spec."""
+
+    def __init__(self, spec: FeatureSpec, device: torch.device) -> None:
+        """Cuts nothing yet."""
+        self._side = spec.side
+        self._device = device
+        # (x / 255 - mean) / std as one product and one sum, for the values of a row of pixels.
+        mean, std = (np.tile(values, spec.side) for values in (spec.mean, spec.std))
+        self._factor = torch.from_numpy(1 / (255 * std)).float().to(device)
+        self._offset = torch.from_numpy(-mean / std).float().to(device)
+        self._buffer: Tensor | None = None
+
+    def cut(self, images: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
+        """Cut one window of each image into a batch of squares, float32 (n, 3, S, S).
+
+        The pixels of an image lie channels last, and so does the batch. It is valid until the next
+        call: a fresh one costs as much in page faults as everything else here (3 ms a batch of 32).
+        """
+        side = self._side
+        if self._buffer is None or len(self._buffer) < len(windows):
+            self._buffer = torch.empty((len(windows), side, side, 3), device=self._device)
+        batch = self._buffer[: len(windows)]
+        for patch, image, window in zip(batch, images, windows, strict=True):
+            region = _region(image, window)
+            patch.copy_(region if region.shape == patch.shape else _resized(region, side))
+        # Broadcasting over whole rows of pixels takes a fifth of the time of triples.
+        rows = batch.view(len(windows), side, side * 3)
+        torch.addcmul(self._offset, rows, self._factor, out=rows)
+        return batch.permute(0, 3, 1, 2)
+
+    def take(self, images: Sequence[Tensor], windows: Sequence[Window]) -> Tensor:
+        """Take windows of one size as they are, float32 (n, 3, h, w), channels last."""
+        regions = map(_region, images, windows)
+        batch = torch.stack(list(regions)).float()
+        rows = batch.view(*batch.shape[:2], -1)
+        factor, offset = (row[:3].repeat(batch.shape[2]) for row in (self._factor, self._offset))
+        torch.addcmul(offset, rows, factor, out=rows)
+        return batch.permute(0, 3, 1, 2)
+
+    def forget(self) -> None:
+        """Give back the memory of the last batch."""
+        self._buffer = None
+
+
+def reflect(start: int, length: int, limit: int) -> NDArray[np.int64]:
+    """Index `length` pixels from `start` on along an axis of `limit`, reflected at its ends.
+
+    The same as `np.pad(mode="reflect")`, for any length: the edge pixel is not repeated.
+
+    Returns:
+        int64 (length,), each in 0..limit - 1.
+    """
+    if limit == 1:
+        return np.zeros(length, dtype=np.int64)
+    period = 2 * (limit - 1)
+    at = np.arange(start, start + length, dtype=np.int64) % period
+    return np.minimum(at, period - at)
+
+
+def _region(image: Tensor, window: Window) -> Tensor:
+    x, y, width, height = window
+    region = image[y : y + height, x : x + width]
+    if region.shape[:2] == (height, width):
+        return region
+    rows = torch.from_numpy(reflect(y, height, image.shape[0])).to(image.device)
+    columns = torch.from_numpy(reflect(x, width, image.shape[1])).to(image.device)
+    return image.index_select(0, rows).index_select(1, columns)
+
+
+def _resized(region: Tensor, side: int) -> Tensor:
+    """Resize uint8 (h, w, 3) to float32 (side, side, 3), in floats and without aliasing."""
+    floats = region.permute(2, 0, 1)[None].float()
+    resized = F.interpolate(
+        floats, size=(side, side), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized[0].permute(1, 2, 0)

@@ -1,0 +1,63 @@
+"""Copies between host and device that let the device go on computing.
+
+As https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html asks for it: out of pinned
+memory, without blocking, on a stream of its own. Beside a CPU's memory there is none to copy to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Transfers:
+    """The way to one device and back."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Copies nothing yet."""
+        self._device = device
+        self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def to_device(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Move an array; what is queued on the device from now on finds it there."""
+        # torch warns of arrays it may not write to.
+        host = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        if self._uploads is None:
+            return host
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._uploads):
+            image = host.pin_memory().to(self._device, non_blocking=True)
+        computing.wait_stream(self._uploads)
+        image.record_stream(computing)  # else its memory is free as soon as the copy is made
+        return image
+
+    def to_host(self, vectors: Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Begin to fetch a result that may not be computed yet; the call waits for it."""
+        if self._uploads is None:
+            return vectors.numpy
+        host = vectors.to("cpu", non_blocking=True)  # which is pinned by torch
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self._device))
+
+        def fetched() -> NDArray[np.float32]:
+            copied.synchronize()
+            return host.numpy()
+
+        return fetched
+
+
+def one_late(items: Iterable[T]) -> Iterator[T]:
+    """Give each item after the next one was made: while a result is waited for, work is queued."""
+    items = iter(items)
+    for before in items:
+        for item in items:
+            yield before
+            before = item
+        yield before

@@ -1,0 +1,107 @@
+"""A network is exported to ONNX Runtime once, and what is kept of that is never believed."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from extractor import onnx
+from extractor.errors import DeviceError
+from extractor.onnx import OnnxNetwork, export_folder, is_exported
+
+SIDE = 8
+NOISE = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+
+
+def network(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        made = nn.Sequential(nn.Conv2d(3, 64, 5), nn.ReLU(), nn.Flatten()).eval()
+    made.seed = seed
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The exports of the networks of two seeds."""
+    folders = {}
+    for seed in (0, 1):
+        folders[seed] = tmp_path_factory.mktemp("made")
+        onnx.export(network(seed), SIDE, folders[seed] / "network.onnx")
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def exports(monkeypatch, made):
+    """How often networks are exported; each export is copied, for making one takes seconds."""
+    done = []
+
+    def export(exported, _side, file):
+        done.append(exported)
+        shutil.copytree(made[exported.seed], file.parent, dirs_exist_ok=True)
+
+    monkeypatch.setattr(onnx, "export", export)
+    return done
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return tmp_path / "networks" / "one"
+
+
+def same(ours, theirs=None):
+    expected = (theirs or network())(NOISE).detach().numpy()
+    np.testing.assert_allclose(ours(NOISE).numpy(), expected, atol=1e-5)
+
+
+def test_another_process_finds_the_export(kept, exports):
+    assert not is_exported(kept)
+    for _ in range(2):
+        same(OnnxNetwork(network(), SIDE, kept))
+    assert len(exports) == 1 and is_exported(kept)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -100])
+def test_a_file_that_was_cut_off_is_made_again(keep, kept, exports):
+    OnnxNetwork(network(), SIDE, kept)
+    for file in kept.iterdir():
+        file.write_bytes(file.read_bytes()[:keep])
+    same(OnnxNetwork(network(), SIDE, kept))
+    OnnxNetwork(network(), SIDE, kept)
+    assert len(exports) == 2
+
+
+def test_an_export_that_gives_other_vectors_is_made_again(kept, exports):
+    OnnxNetwork(network(0), SIDE, kept)
+    same(OnnxNetwork(network(1), SIDE, kept), network(1))
+    assert len(exports) == 2
+
+
+def test_a_fresh_export_that_gives_other_vectors_is_refused():
+    other = network(0)
+    other.seed = 1
+    with pytest.raises(DeviceError, match="its vectors differ by"):
+        OnnxNetwork(other, SIDE)
+
+
+def test_where_nothing_can_be_kept_the_network_runs_all_the_same(tmp_path, exports):
+    (tmp_path / "networks").write_text("a file")
+    same(OnnxNetwork(network(), SIDE, tmp_path / "networks" / "one"))
+    assert len(exports) == 1
+
+
+def test_what_was_not_used_for_longest_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "_KEPT", 2)
+    for name in ("a", "b", "a", "c"):
+        OnnxNetwork(network(), SIDE, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+
+
+def test_the_folder_is_of_the_spec_and_the_libraries(tmp_path, tiny_spec, monkeypatch):
+    folder = export_folder(tmp_path, tiny_spec)
+    assert folder == export_folder(tmp_path, tiny_spec) and folder.parent == tmp_path
+    assert folder != export_folder(tmp_path, tiny_spec.model_copy(update={"layer": "features"}))
+    monkeypatch.setattr(onnx, "version", lambda _library: "9")
+    assert folder != export_folder(tmp_path, tiny_spec)
