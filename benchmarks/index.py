@@ -10,10 +10,8 @@ For fewer than 60,000 rows of 512 the memory is so little that Postgres starts n
     python -m benchmarks.index --images FOLDER --weights FILE --cache vectors.npz
 """
 
-import argparse
 import re
 import time
-from pathlib import Path
 
 import psycopg
 from sqlalchemy import Engine
@@ -26,7 +24,7 @@ from db.specs import StoredSpec, get_spec
 
 from . import home as homes
 from .report import machine, table
-from .search_store import known_vectors, pictures, store
+from .search_store import known_vectors, pictures, store, store_parser
 
 WORKERS = (0, 1, 2)
 NO_ROOM = re.compile(r"no longer fits into maintenance_work_mem after (\d+) tuples")
@@ -34,7 +32,7 @@ NO_ROOM = re.compile(r"no longer fits into maintenance_work_mem after (\d+) tupl
 
 def main() -> None:
     """Measures and prints."""
-    arguments = _arguments()
+    arguments = store_parser(__doc__, rows=100_000).parse_args()
     options = homes.spec_options(arguments)
     known = known_vectors(options, arguments.images, arguments.cache, arguments.rows)
     with homes.temporary_home() as home:
@@ -86,14 +84,6 @@ def chosen_seconds(engine: Engine, spec: StoredSpec) -> float:
     if not build_index(engine, spec, threshold=0, memory_mb=memory_mb):
         raise SystemExit(f"{index_name(spec)} was not built")
     return time.perf_counter() - begun
-
-
-def _arguments() -> argparse.Namespace:
-    parser = homes.parser(__doc__)
-    parser.set_defaults(patch_size=112, stride=28)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--cache", type=Path, metavar="FILE.npz")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ Recall is against the exact neighbours: one as near as the exact tenth counts as
     python -m benchmarks.neighbours --images FOLDER --weights FILE --cache vectors.npz
 """
 
-import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +21,7 @@ from db.specs import StoredSpec, get_spec
 
 from . import home as homes
 from .report import machine, table
-from .search_store import known_vectors, pictures, store
+from .search_store import known_vectors, pictures, store, store_parser
 
 K = 10
 ROUNDING = 1e-6  # of a distance that is computed in another order
@@ -37,7 +35,7 @@ WAYS = {
 
 def main() -> None:
     """Measures and prints."""
-    arguments = _arguments()
+    arguments = store_parser(__doc__, rows=20_000).parse_args()
     options = homes.spec_options(arguments)
     known = known_vectors(options, arguments.images, arguments.cache, arguments.rows)
     with homes.temporary_home() as home:
@@ -73,14 +71,6 @@ def distances(
 def recall(near: NDArray[np.float64], exact: NDArray[np.float64]) -> float:
     """The share of the neighbours that are as near as the exact ones."""
     return float((near <= exact[:, -1:] + ROUNDING).mean())
-
-
-def _arguments() -> argparse.Namespace:
-    parser = homes.parser(__doc__)
-    parser.set_defaults(patch_size=112, stride=28)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--cache", type=Path, metavar="FILE.npz")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

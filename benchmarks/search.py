@@ -21,7 +21,6 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,16 @@ from .report import machine, table
 from .search_http import Http, Httpx
 from .search_latency import WARM_UP, latencies, timed
 from .search_plans import plans
-from .search_store import HELD_OUT, SHARES, Picture, Vectors, known_vectors, pictures, store
+from .search_store import (
+    HELD_OUT,
+    SHARES,
+    Picture,
+    Vectors,
+    known_vectors,
+    pictures,
+    store,
+    store_parser,
+)
 from .search_ways import Answer, Bare, Function, Question, Way, recall, times
 from .service import running_service
 
@@ -213,14 +221,11 @@ _LATENCY = ("search, ef_search 100", "clients", "median, ms", "p99, ms", "to bar
 
 
 def _arguments() -> argparse.Namespace:
-    parser = homes.parser(__doc__)
-    parser.set_defaults(patch_size=112, stride=28)
-    parser.add_argument("--rows", type=int, default=REAL_ROWS)
+    parser = store_parser(__doc__, rows=REAL_ROWS)
     parser.add_argument("--queries", type=int, default=500, help="of each kind")
     parser.add_argument(
         "--exact-queries", type=int, default=200, help="of each kind that are asked exactly, too"
     )
-    parser.add_argument("--cache", type=Path, metavar="FILE.npz")
     parser.add_argument(
         "--memory-mb",
         type=int,

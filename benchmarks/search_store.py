@@ -1,5 +1,6 @@
 """The store that searches are measured on: real patch vectors, then copies, slightly off."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,15 @@ class Picture:
         moved = own + JITTER * lengths / np.sqrt(own.shape[1]) * noise
         moved *= lengths / np.linalg.norm(moved, axis=1, keepdims=True)
         return np.asarray(moved, np.float32)
+
+
+def store_parser(description: str | None, rows: int) -> argparse.ArgumentParser:
+    """A parser with the options of the benchmarks over stored patch vectors."""
+    parser = homes.parser(description)
+    parser.set_defaults(patch_size=112, stride=28)
+    parser.add_argument("--rows", type=int, default=rows)
+    parser.add_argument("--cache", type=Path, metavar="FILE.npz")
+    return parser
 
 
 def known_vectors(

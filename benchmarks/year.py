@@ -36,6 +36,8 @@ import psutil
 import psycopg
 from PIL import Image
 
+from flows.local_server import free_port
+
 from .home import COMMAND, SPEC
 from .report import machine, table
 
@@ -260,7 +262,7 @@ def _row(end: int, stretch: Sequence[Run]) -> str:
 
 def _environment(home: Path, store: str, records: str) -> dict[str, str]:
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("PREFECT_", "PATCHSTORE_"))}
-    port = _free_port()
+    port = free_port()
     return kept | {
         "PATCHSTORE_HOME": str(home / "home"),
         "PATCHSTORE_DATABASE_URL": store,
@@ -291,14 +293,6 @@ def _database(server: Any, name: str) -> str:
 
 def _by_asyncpg(url: str) -> str:
     return url.replace("postgresql:", "postgresql+asyncpg:")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(api: httpx.Client, prefect: psutil.Process, log: Path) -> None:

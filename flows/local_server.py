@@ -83,7 +83,7 @@ def ensure(folder: Path) -> LocalServer:
         known = _read(folder)
         if _is_alive(known.get("pid")):
             return LocalServer(folder, known["port"])
-        port = _free_port()
+        port = free_port()
         with (folder / "server.log").open("a") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", MODULE, str(folder), str(port)],
@@ -194,7 +194,8 @@ def _answers_signal(pid: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -8,12 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from extractor import device as devices
+from extractor import precision
 from extractor.arrays import DecodedImage
 from extractor.backbone import Backbone
 from extractor.grid import spec_grid
 from extractor.spec import FeatureSpec
 
 BESIDE = Path(__file__).parents[3] / "shared"
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that says that it has instructions for bf16."""
+    for module in (devices, precision):
+        monkeypatch.setattr(module, "candidates", lambda _: ("bf16",))
 
 
 @pytest.fixture

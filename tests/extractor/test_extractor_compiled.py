@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from extractor import device as devices
 from extractor import features, precision
 from extractor.arrays import PatchFeatures
 from extractor.backbone import Backbone
@@ -45,13 +44,6 @@ class Unfollowable(nn.Module):
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
-
-
-@pytest.fixture
-def bf16(monkeypatch):
-    """A processor that says that it has instructions for bf16."""
-    for module in (devices, precision):
-        monkeypatch.setattr(module, "candidates", lambda _: ("bf16",))
 
 
 @pytest.fixture

@@ -37,12 +37,6 @@ class Slow(nn.Module):
 
 
 @pytest.fixture
-def bf16(monkeypatch):
-    for module in (devices, precision):
-        monkeypatch.setattr(module, "candidates", lambda _: ("bf16",))
-
-
-@pytest.fixture
 def sample(tiny_spec, decode, noise):
     return [decode(noise(9, 9, seed), tiny_spec) for seed in range(2)]
 
