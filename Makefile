@@ -5,11 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BACKBONE ?= resnet18
 WEIGHTS ?=
+IMAGES ?=
 
-.PHONY: demo test lint setup constraints clean
+.PHONY: demo bench test lint setup constraints clean
 
 demo: $(READY)
 	$(BIN)/python -m patchstore.demo --backbone "$(BACKBONE)" --weights "$(WEIGHTS)"
+
+bench: $(READY)
+	$(BIN)/patchstore bench $(IMAGES) --backbone "$(BACKBONE)" --weights "$(or $(WEIGHTS),random:0)" --plots build
 
 test: $(READY) lint
 	$(BIN)/python -m pytest

@@ -29,10 +29,10 @@ from db.specs import StoredSpec
 from db.writer import COPY, HEADER, TRAILER, ImagePatches, encoded_rows, replace_patches
 from flows.batch import TRANSACTION_ROWS
 from flows.settings import FlowSettings
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
-from . import home as homes
 from .ledger import add_images, made_up_spec
-from .report import machine, table
 
 BARE = "bare COPY, one statement"
 

@@ -23,10 +23,9 @@ from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import resolve
 from extractor.features import FeatureExtractor
 from extractor.grid import spec_grid
-
-from . import home as homes
-from .ingest import decode
-from .report import table
+from patchstore.bench import home as homes
+from patchstore.bench.bare import decode
+from patchstore.bench.report import table
 
 K = 10
 ROUNDS = 3
@@ -56,7 +55,7 @@ def main() -> None:
 
 
 def _extractor(options: homes.SpecOptions, mode: str) -> FeatureExtractor:
-    resolved = resolve(options.recipe(mode))
+    resolved = resolve(replace(options, mode=mode).recipe())
     return FeatureExtractor(resolved.spec, resolved.backbone)
 
 

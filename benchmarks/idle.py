@@ -23,11 +23,11 @@ from db.engine import make_engine, parse_url
 from db.specs import StoredSpec, get_spec
 from flows.scan import scan
 from flows.sources import FolderSource
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
-from . import home as homes
 from .ledger import add_images
 from .memory import measure
-from .report import machine, table
 
 FILES_A_FOLDER = 1000
 

@@ -21,9 +21,9 @@ from db.engine import make_engine, parse_url
 from db.index import EF_CONSTRUCTION, M, build_index, index_name
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
-from . import home as homes
-from .report import machine, table
 from .search_store import known_vectors, pictures, store, store_parser
 
 WORKERS = (0, 1, 2)

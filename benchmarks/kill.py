@@ -35,8 +35,8 @@ from pgvector import Vector
 from pgvector.psycopg import register_vector
 from PIL import Image
 
-from . import home as homes
-from .report import machine, table
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
 TOLERANCE = 1e-3
 STARTUP_KILLS = 0.25  # share of the kills that fall into the start-up
@@ -200,7 +200,7 @@ def run_rounds(
     """Kills `rounds` runs over a folder that grows to all of `images`.
 
     Args:
-        home: of a store with the spec, see `benchmarks.home.add_spec`.
+        home: of a store with the spec, see `patchstore.bench.home.add_spec`.
         images: what the folder holds in the end.
         watched: the folder, empty.
         rounds: how many.

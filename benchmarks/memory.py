@@ -22,9 +22,9 @@ from PIL import Image
 
 from extractor.errors import ImageError
 from extractor.images import read_image
-
-from . import home as homes
-from .report import machine, table
+from patchstore.bench import home as homes
+from patchstore.bench.measure import peak_mib
+from patchstore.bench.report import machine, table
 
 POLL_S = 0.1
 SERVER_POLL_S = 1.0
@@ -101,16 +101,6 @@ def measure(home: Path, images: Path, precision: str) -> Peaks:
     if process.returncode not in (0, homes.SOME_IMAGES_FAILED):
         raise SystemExit((home / "command.log").read_text()[-2000:])
     return Peaks(json.loads(output[0]), command, server)
-
-
-def peak_mib(process: int) -> float:
-    """The most memory that a process has had resident; 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0.0
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(found[0]) / 1024 if found else 0.0  # in kB; a process that ends has none
 
 
 _COLUMNS = ("images", "patches", "seconds", "peak of the command, MiB", "Prefect server, MiB")

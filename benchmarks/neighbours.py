@@ -18,9 +18,9 @@ from db.index import build_index
 from db.neighbours import NeighbourOptions, all_neighbours
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
-from . import home as homes
-from .report import machine, table
 from .search_store import known_vectors, pictures, store, store_parser
 
 K = 10

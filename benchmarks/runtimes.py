@@ -27,9 +27,8 @@ from extractor.backbone import resolve
 from extractor.compiled import compiled
 from extractor.device import DTYPES, FLOAT32, candidates, choose_device
 from extractor.onnx import OnnxNetwork, export
-
-from . import home as homes
-from .report import machine, table
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
 Pass = Callable[[Tensor], Tensor]
 

@@ -29,9 +29,9 @@ from db.engine import make_engine, parse_url
 from db.index import build_index, is_indexed
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
-from . import home as homes
-from .report import machine, table
 from .search_http import Http, Httpx
 from .search_latency import WARM_UP, latencies, timed
 from .search_plans import plans

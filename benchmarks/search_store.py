@@ -20,9 +20,8 @@ from extractor.features import FeatureExtractor
 from extractor.precision import check_precision
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
-
-from . import home as homes
-from .ingest import decode
+from patchstore.bench import home as homes
+from patchstore.bench.bare import decode
 
 HELD_OUT = 20  # every so many-th image is not stored
 BATCH_IMAGES = 32

@@ -37,9 +37,9 @@ from extractor.features import FeatureExtractor
 from extractor.images import read_image
 from extractor.spec import FeatureSpec
 from patchstore.api.settings import ServeSettings
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
-from . import home as homes
-from .report import machine, table
 from .service import running_service
 
 CLIENTS = 8

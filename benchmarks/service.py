@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from .home import COMMAND, environment
+from patchstore.bench.home import COMMAND, environment
 
 
 @dataclass(frozen=True)

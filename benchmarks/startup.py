@@ -22,9 +22,8 @@ import numpy as np
 from PIL import Image
 
 from flows import local_server
-
-from . import home as homes
-from .report import machine, table
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
 IMPORTS = "import torch, torchvision, prefect; from prefect import flow, task"
 SPEC = homes.SpecOptions(patch_size=64, stride=64)

@@ -30,8 +30,8 @@ from db.specs import StoredSpec, get_spec
 from extractor.arrays import PatchFeatures
 from flows.batch import Batch, upsert_features
 from flows.heartbeat import Heartbeat
+from patchstore.bench import home as homes
 
-from . import home as homes
 from .ledger import add_images, made_up_spec
 
 CEILING_WORKERS = 4
@@ -72,7 +72,7 @@ def main() -> None:
     if arguments.work_on:
         work(arguments.work_on, load)
         return
-    from .report import machine, table  # torch, which 32 workers need not load
+    from patchstore.bench.report import machine, table  # torch, which 32 workers need not load
 
     with homes.temporary_home() as home:
         homes.run_command(home, "db", "upgrade")

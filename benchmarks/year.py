@@ -37,9 +37,8 @@ import psycopg
 from PIL import Image
 
 from flows.local_server import free_port
-
-from .home import COMMAND, SPEC
-from .report import machine, table
+from patchstore.bench.home import COMMAND, SPEC
+from patchstore.bench.report import machine, table
 
 DAY_S = 86_400
 RETENTION_DAYS = 2

@@ -19,8 +19,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks are no part of what is installed
 
-from benchmarks import home as homes
 from benchmarks.service import running_service
+from patchstore.bench import home as homes
 
 DOCS = Path(__file__).parent
 PICTURES = Path("/tmp/photos")  # as the pictures show it; must not exist

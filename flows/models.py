@@ -68,8 +68,7 @@ class Model:
     """Computes the vectors of one run.
 
     With precision `auto` the first batch decides: the fastest way whose vectors agree with float32,
-    unless the store knows the answer for this spec and kind of device already. A precision that is
-    asked for is always computed by torch.
+    unless the store knows the answer for this spec and kind of device already.
 
     Attributes:
         clock: how long the device was at work, `forward`; the check of precisions included.
@@ -90,7 +89,7 @@ class Model:
         Args:
             engine: the store.
             stored: the spec.
-            precision: `auto`, or one of `extractor.device`.
+            precision: `auto`, or the name of an `extractor.device.Way`.
             images: how many are to be computed: what takes long to set up must repay.
             record: keep what `auto` finds in the store.
             slot: held while the device works.
@@ -112,7 +111,7 @@ class Model:
         self._extractor: FeatureExtractor | None = None
         self.clock = Clock()
         if precision != "auto":
-            self._extractor = self._make(Way(precision))
+            self._extractor = self._make(Way.parse(precision))
 
     @property
     def way(self) -> Way | None:

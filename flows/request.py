@@ -4,7 +4,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Precision = Literal["auto", "float32", "bf16", "fp16"]
+# `auto`, or the name of a way as `extractor.device.Way` has it: the one that a run's summary tells.
+Precision = Literal[
+    "auto",
+    "float32",
+    "bf16",
+    "fp16",
+    "float32 by onnxruntime",
+    "float32 by torch.compile",
+    "bf16 by torch.compile",
+    "fp16 by torch.compile",
+]
 
 
 class IngestRequest(BaseModel):

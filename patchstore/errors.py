@@ -1,7 +1,9 @@
 """What can go wrong on the outside.
 
 PatchstoreError
-└── QuestionError      a question that makes no sense: which part, its value, what was expected
+├── QuestionError      a question that makes no sense: which part, its value, what was expected
+├── BenchError         a benchmark cannot begin: what it lacks, and where to get it
+└── CaseFailed         one case of a benchmark; the others go on
 """
 
 
@@ -19,6 +21,14 @@ class QuestionError(PatchstoreError):
     def __init__(self, message: str, rule: str = "question_invalid") -> None:
         super().__init__(message)
         self.rule = rule
+
+
+class BenchError(PatchstoreError):
+    """A benchmark cannot begin."""
+
+
+class CaseFailed(PatchstoreError):
+    """One way of a benchmark does not work here; the others go on."""
 
 
 def causes(error: BaseException) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import home as homes
 from benchmarks.kill import make_images
-from benchmarks.report import machine, table
 from benchmarks.service import Service, running_service
+from patchstore.bench import home as homes
+from patchstore.bench.report import machine, table
 
 from . import corrupt_uploads, run_schemathesis, send_uploads
 

@@ -32,6 +32,7 @@ SUMMARY_KEYS = (
     "patches",
     "seconds",
     "patches_per_second",
+    "precision",
     "stage_seconds",
     "device_busy",
     "gpu_utilization",
@@ -45,6 +46,10 @@ class Precision(StrEnum):
     float32 = "float32"
     bf16 = "bf16"
     fp16 = "fp16"
+    by_onnxruntime = "float32 by onnxruntime"
+    float32_compiled = "float32 by torch.compile"
+    bf16_compiled = "bf16 by torch.compile"
+    fp16_compiled = "fp16 by torch.compile"
 
 
 def ingest(

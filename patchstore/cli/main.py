@@ -5,7 +5,19 @@ import typer
 
 from patchstore.errors import causes
 
-from . import database, deploy, doctor, ingest, metadata, reports, search, serve, spec, upkeep
+from . import (
+    bench,
+    database,
+    deploy,
+    doctor,
+    ingest,
+    metadata,
+    reports,
+    search,
+    serve,
+    spec,
+    upkeep,
+)
 from .console import INTERRUPTED, fail, say
 from .startup import Leaving
 
@@ -33,6 +45,7 @@ app.command("audit")(upkeep.audit)
 app.command("reindex")(upkeep.reindex)
 app.command("backfill")(upkeep.backfill)
 app.command("prune")(upkeep.prune)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("stop")(database.stop)
 app.add_typer(spec.app, name="spec")

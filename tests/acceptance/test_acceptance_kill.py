@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.home import SpecOptions
 from benchmarks.kill import compare, make_images
+from patchstore.bench.home import SpecOptions
 
 
 @pytest.mark.slow

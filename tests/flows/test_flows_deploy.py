@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import pytest
 
 from flows.errors import PrefectApiAway, PrefectApiError
+from flows.request import Precision
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -68,7 +69,7 @@ def test_the_form_in_the_ui_has_descriptions_and_limits(client: Any, pool: str) 
     deploy(client, wanted, pool)
     form = read(client, wanted).parameter_openapi_schema["definitions"]["IngestRequest"]
     assert all(field["description"] for field in form["properties"].values())
-    assert form["properties"]["precision"]["enum"] == ["auto", "float32", "bf16", "fp16"]
+    assert form["properties"]["precision"]["enum"] == list(get_args(Precision))
     assert form["properties"]["source"]["maxLength"]
     assert form["required"] == ["source", "spec"]
 

@@ -18,6 +18,9 @@ from typing import Any
 from extractor.images import image_suffixes
 from extractor.spec import Recipe
 from extractor.uris import absolute
+from patchstore.errors import CaseFailed
+
+from .measure import communicate
 
 SPEC = "benchmark"
 COMMAND = Path(sys.executable).with_name("patchstore")
@@ -34,22 +37,24 @@ class SpecOptions:
     weights: str = "random:0"
     patch_size: int = 224
     stride: int = 112
+    mode: str = "exact"
 
     def arguments(self) -> list[str]:
         """As the command's options."""
         return [
             *("--backbone", self.backbone, "--weights", self.weights),
             *("--patch-size", str(self.patch_size), "--stride", str(self.stride)),
+            *("--mode", self.mode),
         ]
 
-    def recipe(self, mode: str = "exact") -> Recipe:
+    def recipe(self) -> Recipe:
         """What the command makes of it, for those who compute without the command."""
         return Recipe(
             self.backbone,
             self.weights,
             patch_size=self.patch_size,
             stride=self.stride,
-            mode=mode,
+            mode=self.mode,
         )
 
 
@@ -68,19 +73,27 @@ def parser(description: str | None, *, images_required: bool = True) -> argparse
 
 def spec_options(arguments: argparse.Namespace) -> SpecOptions:
     """The spec that the options of `parser` ask for."""
-    weights = arguments.weights
-    if Path(weights).is_file():  # the command runs in a folder of its own
-        weights = str(absolute(weights))
+    weights = absolute_weights(arguments.weights)
     return SpecOptions(arguments.backbone, weights, arguments.patch_size, arguments.stride)
+
+
+def absolute_weights(weights: str) -> str:
+    """A file's absolute path, for the command runs in a folder of its own; names as they are."""
+    return str(absolute(weights)) if Path(weights).is_file() else weights
 
 
 def image_files(folder: Path) -> list[Path]:
     """The image files below a folder, sorted. Raises SystemExit where there are none."""
-    suffixes = image_suffixes()
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    files = find_images(folder)
     if not files:
-        raise SystemExit(f"no images in {folder}")
+        raise SystemExit(f"error: no images in {folder}")
     return files
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted."""
+    suffixes = image_suffixes()
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
 
 
 def spread(files: list[Path], count: int) -> list[Path]:
@@ -128,14 +141,21 @@ def run_command(home: Path, *arguments: str) -> str:
     """Runs the command and returns what it prints; failed images are no failure.
 
     Raises:
-        RuntimeError: the command failed; shows the end of its standard error.
+        CaseFailed: the command failed; with the last line of its standard error.
     """
+    return run_measured(home, *arguments)[0]
+
+
+def run_measured(home: Path, *arguments: str) -> tuple[str, float]:
+    """As `run_command`; with the peak memory of the command's process in MiB."""
     process = start_command(home, *arguments)
-    output, _ = process.communicate()
+    output, peak = communicate(process)
     if process.returncode not in (0, SOME_IMAGES_FAILED):
-        log = (home / "command.log").read_text()[-2000:]
-        raise RuntimeError(f"patchstore {arguments[0]} ended with {process.returncode}:\n{log}")
-    return output
+        log = (home / "command.log").read_text().strip().splitlines()
+        raise CaseFailed(
+            f"patchstore {arguments[0]} ended with {process.returncode}: {log[-1] if log else ''}"
+        )
+    return output, peak
 
 
 def add_spec(home: Path, options: SpecOptions) -> str:
@@ -151,10 +171,11 @@ def database_url(home: Path) -> str:
 
 @dataclass(frozen=True)
 class IngestRun:
-    """One `patchstore ingest --json`: its summary, and how long the whole process took."""
+    """One `patchstore ingest --json`: its summary, how long the whole process took, its memory."""
 
     summary: dict[str, Any]
     wall_s: float
+    peak_mib: float
 
     @property
     def startup_s(self) -> float:
@@ -165,10 +186,10 @@ class IngestRun:
 def ingest(home: Path, images: Path, precision: str = "auto") -> IngestRun:
     """Runs `patchstore ingest` to its end."""
     begun = time.perf_counter()
-    output = run_command(
+    output, peak = run_measured(
         home, "ingest", str(images), "--spec", SPEC, "--precision", precision, "--json"
     )
-    return IngestRun(json.loads(output), time.perf_counter() - begun)
+    return IngestRun(json.loads(output), time.perf_counter() - begun, peak)
 
 
 def prefect_servers(home: Path) -> list[int]:

@@ -1,0 +1,1 @@
+"""`patchstore bench`: this machine measured, way beside way, and what benchmarks share."""
