@@ -19,7 +19,7 @@ PatchstoreError
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -143,6 +143,7 @@ class Spec:
     patches: int
     pending: int
     failed: int
+    aliases: list[str] = field(default_factory=list)  # an older service does not tell them
 
 
 class PatchstoreClient:

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Engine
 
 from db import browse
+from db.aliases import list_aliases
 from db.specs import list_specs
 
 from .pictures import Picture, image_picture, patch_picture
@@ -52,10 +53,12 @@ async def specs(service: Here) -> SpecsOut:
 
 def _specs(engine: Engine) -> SpecsOut:
     stats = {one.spec: one for one in browse.stats(engine).specs}
+    aliases = list_aliases(engine)
     return SpecsOut(
         specs=[
             SpecOut(
                 name=spec.name,
+                aliases=[alias for alias, name in aliases.items() if name == spec.name],
                 digest=spec.digest,
                 dim=spec.dim,
                 metric=spec.metric.name,

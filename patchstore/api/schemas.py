@@ -271,9 +271,10 @@ class PatchesOut(BaseModel):
 
 
 class SpecOut(BaseModel):
-    """A recipe, and where its images stand."""
+    """A recipe, the other names that stand for it today, and where its images stand."""
 
     name: str
+    aliases: list[str]
     digest: str
     dim: int
     metric: str

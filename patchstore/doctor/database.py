@@ -132,17 +132,26 @@ def check_memory(engine: Engine) -> Iterator[Finding]:
         f"{settings.maintenance_work_mem_mb} MiB for building an index"
     )
     here = settings.is_embedded or engine.url.host in (None, "", "localhost", "127.0.0.1", "::1")
-    in_files = memory.shared_memory == "posix" and memory.workers > 0
-    if here and in_files and SHARED_MEMORY.is_dir():
+    if here and memory.shared_memory == "posix" and SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free / MIB
-        if free < settings.maintenance_work_mem_mb:
-            text += f", of which {SHARED_MEMORY} has {free:.0f} MiB free"
-            advice = (
-                "give the container more (shm_size), or lower PATCHSTORE_MAINTENANCE_WORK_MEM_MB"
-            )
+        wanted = _shared_memory_mb(engine, memory.workers)
+        if free < wanted:
+            text += f", of which one takes {wanted} in {SHARED_MEMORY}, with {free:.0f} free"
+            advice = "give the container more (shm_size); without, indexes are built by one process"
             yield warning("memory", text, advice)
             return
     yield ok("memory", text)
+
+
+def _shared_memory_mb(engine: Engine, workers: int) -> int:
+    """What the largest index build that takes workers asks for, MiB; 0 where none does."""
+    limit = StoreSettings().maintenance_work_mem_mb
+    dims = {spec.name: spec.dim for spec in list_specs(engine)}
+    plans = [
+        plan_build(dims[spec.spec], spec.patches, memory_mb=limit, workers=workers)
+        for spec in read_gauges(engine).specs
+    ]
+    return max((plan.memory_mb for plan in plans if plan.workers), default=0)
 
 
 def check_weights(engine: Engine) -> Iterator[Finding]:

@@ -1,11 +1,14 @@
 """Looking at what is in the store, and its pictures."""
 
 import io
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
+from db.aliases import promote, remove_alias
 
 
 def get(http: httpx.Client, path: str, **query: object) -> dict:
@@ -25,6 +28,18 @@ def test_specs_are_listed_with_their_recipe_and_counts(http, shelf) -> None:
     assert (spec["name"], spec["digest"], spec["dim"]) == ("tiny", shelf.spec.digest, 512)
     assert spec["recipe"] == shelf.spec.recipe
     assert (spec["images"], spec["patches"], spec["pending"], spec["failed"]) == (4, 36, 0, 0)
+
+
+@pytest.fixture
+def alias(shelf) -> Iterator[str]:
+    promote(shelf.engine, shelf.spec, "live")
+    yield "live"
+    remove_alias(shelf.engine, "live")
+
+
+def test_specs_are_listed_with_the_aliases_that_stand_for_them(http, alias) -> None:
+    (spec,) = get(http, "/v1/specs")["specs"]
+    assert spec["aliases"] == [alias]
 
 
 def test_the_stats_count_the_store(http) -> None:

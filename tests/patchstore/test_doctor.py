@@ -128,17 +128,22 @@ def test_an_invalid_index_is_found(store, spec):
     )
 
 
-def test_an_index_that_is_due_and_the_memory_it_takes_are_told(store, spec, monkeypatch):
-    monkeypatch.setenv("PATCHSTORE_INDEX_THRESHOLD", "10")
-    monkeypatch.setenv("PATCHSTORE_MAINTENANCE_WORK_MEM_MB", "1")
+def count_patches(store, spec, patches: int) -> None:
+    """Lets the ledger say that a spec has so many."""
     with store.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO patchstore.image (sha256, size_bytes) VALUES (sha256('a'), 1)"
         )
         connection.exec_driver_sql(
             "INSERT INTO patchstore.extraction (spec_id, image_id, state, patch_count) "
-            f"SELECT {spec.id}, max(id), 'done', 100000 FROM patchstore.image"
+            f"SELECT {spec.id}, max(id), 'done', {patches} FROM patchstore.image"
         )
+
+
+def test_an_index_that_is_due_and_the_memory_it_takes_are_told(store, spec, monkeypatch):
+    monkeypatch.setenv("PATCHSTORE_INDEX_THRESHOLD", "10")
+    monkeypatch.setenv("PATCHSTORE_MAINTENANCE_WORK_MEM_MB", "1")
+    count_patches(store, spec, 100_000)
     assert found((database.check_indexes, database.check_index_memory), store) == [
         ("warning", "none over 100000 patches: every search compares with all of them"),
         ("warning", "building the index fast takes 81 MiB, it may use 1"),
@@ -154,11 +159,19 @@ def test_an_index_that_is_larger_than_the_buffers_is_found(store, spec, monkeypa
     assert text.endswith("shared_buffers 0.0 GB")
 
 
-def test_shared_memory_that_is_too_small_is_found(store, monkeypatch):
+def test_shared_memory_that_is_too_small_for_the_largest_index_is_found(store, spec, monkeypatch):
+    count_patches(store, spec, 100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(64, 0, 64 * 1024 * 1024))
     ((level, text),) = found(database.check_memory, store)
     assert level == "warning"
-    assert text.endswith("/dev/shm has 64 MiB free")
+    assert text.endswith("of which one takes 96 in /dev/shm, with 64 free")
+
+
+def test_shared_memory_is_no_matter_where_no_build_takes_workers(store, spec, monkeypatch):
+    count_patches(store, spec, 1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(1, 0, 1024 * 1024))
+    ((level, _text),) = found(database.check_memory, store)
+    assert level == "ok"
 
 
 def test_weights_that_are_not_here_are_found_and_not_downloaded(store, spec, monkeypatch, tmp_path):
