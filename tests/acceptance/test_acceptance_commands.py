@@ -28,6 +28,7 @@ KEYS = [
     "patches",
     "seconds",
     "patches_per_second",
+    "precision",
     "stage_seconds",
     "device_busy",
     "gpu_utilization",
