@@ -17,14 +17,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, logarithmically, and the names of its marks where they have some."""
+    """What an axis shows, and the names of its marks where they have some.
+
+    Attributes:
+        linear: from 0 on; else logarithmic.
+    """
 
     label: str
     marks: dict[float, str] | None = None
+    linear: bool = False
 
 
 def draw(file: Path, title: str, x: Axis, y: Axis, curves: Sequence[Curve]) -> None:
-    """Draws curves over logarithmic axes; the same curves give the same bytes."""
+    """Draws curves; the same ones give the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -35,8 +40,10 @@ def draw(file: Path, title: str, x: Axis, y: Axis, curves: Sequence[Curve]) -> N
         for curve in curves:
             style = "--" if curve.dashed else "-"
             axes.plot(curve.x, curve.y, style, marker="o", label=curve.name)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set_xscale("linear" if x.linear else "log")
+        axes.set_yscale("linear" if y.linear else "log")
+        if y.linear:
+            axes.set_ylim(bottom=0)
         if x.marks:
             axes.set_xticks(list(x.marks), list(x.marks.values()), minor=False)
             axes.set_xticks([], minor=True)

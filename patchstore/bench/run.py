@@ -194,7 +194,7 @@ def plots(bench: Bench, pictures: Pictures, folder: Path) -> list[Path]:
             [row.rate for row in bench.small],
         )
         x = Axis("pictures of one patch")
-        draw(drawn[-1], "Throughput, end to end", x, Axis("patches/s"), [curve])
+        draw(drawn[-1], "Throughput, end to end", x, Axis("patches/s", linear=True), [curve])
     return drawn
 
 
