@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 BACKBONE ?= resnet18
 WEIGHTS ?=
 IMAGES ?=
+# Half of the time tests wait: for processes, leases, the database. The slowest files come first.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo bench test lint setup constraints clean
 
@@ -16,7 +18,7 @@ bench: $(READY)
 	$(BIN)/patchstore bench $(IMAGES) --backbone "$(BACKBONE)" --weights "$(or $(WEIGHTS),random:0)" --plots build
 
 test: $(READY) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(READY)
 	$(BIN)/ruff check .

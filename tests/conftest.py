@@ -1,4 +1,4 @@
-"""One embedded Postgres and one Prefect API for the whole run; a fresh database for each test."""
+"""One embedded Postgres and one Prefect API for each process; a fresh database for each test."""
 
 import os
 import re
