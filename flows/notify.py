@@ -18,7 +18,7 @@ from .errors import NotificationError
 AUTOMATION = "patchstore: a run failed"
 ENDS = {f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")}
 SUBJECT = "patchstore: {{ flow_run.name }} {{ flow_run.state.name | lower }}"
-BODY = "{{ flow_run.state.message }}\n\n{{ flow_run | ui_url }}"
+BODY = "{{ flow_run.state.message }}\n\n{{ flow_run | ui_url or '' }}"
 
 
 def notify_of_failures(client: SyncPrefectClient, block: str) -> None:
