@@ -22,11 +22,8 @@ Measures, over one folder of images and with one network, in patches a second:
 
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Sequence
-
-import torch
 
 from extractor.allocator import keep_freed_memory
 from extractor.backbone import resolve
@@ -34,13 +31,20 @@ from extractor.device import Way
 from extractor.precision import check_precision
 from extractor.settings import ExtractorSettings
 from patchstore.bench import home as homes
-from patchstore.bench.bare import Bare, Pass, as_the_flow_runs_it, decode, prepare
+from patchstore.bench.bare import (
+    MAX_DRIFT,
+    MIN_CORES_SHARE,
+    Bare,
+    Pass,
+    as_the_flow_runs_it,
+    cores_to_use,
+    decode,
+    prepare,
+)
 from patchstore.bench.report import machine, table
 from patchstore.bench.tutorial import Tutorial, run_tutorial
 
 SAMPLE_IMAGES = 32
-MAX_DRIFT = 0.1  # of the bare pass, from before the flow to after it
-MIN_CORES_SHARE = 0.9
 
 
 def main() -> None:
@@ -85,9 +89,9 @@ def disturbances(
     slow, fast = sorted((before.rate, after.rate))
     if fast > (1 + MAX_DRIFT) * slow:
         doubts.append(f"the bare pass ran at {before.rate:.1f}, then at {after.rate:.1f} patches/s")
-    asked = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    asked = cores_to_use(bare.device)
     cores = min(before.cores, after.cores)
-    if bare.device.type == "cpu" and cores < MIN_CORES_SHARE * asked:
+    if cores < MIN_CORES_SHARE * asked:
         doubts.append(f"the bare pass got {cores:.2f} of {asked} cores")
     flow = max(run.summary["patches"] / run.summary["seconds"] for run in runs)
     if flow > own.rate:

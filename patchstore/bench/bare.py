@@ -1,5 +1,6 @@
 """The network of a spec by itself, over patches that are ready: the ceiling of every way."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from extractor.backbone import Backbone, resolve
 from extractor.compiled import compiled
 from extractor.device import COMPILED, ONNX, TORCH, Way, arithmetic, choose_device
 from extractor.errors import ImageError
-from extractor.grid import make_grid
+from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
@@ -26,6 +27,8 @@ from .peak import flops_a_patch, peak_flops, wait_for
 
 PREPARED_BATCHES = 8
 WARM_UP_BATCHES = 3
+MAX_DRIFT = 0.1  # of the bare pass, from the beginning to the end
+MIN_CORES_SHARE = 0.9
 
 Array = NDArray[np.uint8]
 
@@ -71,9 +74,7 @@ def decode(files: Sequence[Path], spec: FeatureSpec) -> list[DecodedImage]:
         try:
             pixels = read_image(file)
             height, width = pixels.shape[:2]
-            grid = make_grid(
-                width, height, patch_size=spec.patch_size, stride=spec.stride, edge=spec.edge
-            )
+            grid = spec_grid(spec, width, height)
         except ImageError:
             continue
         decoded.append(DecodedImage(pixels, grid))
@@ -112,6 +113,13 @@ def as_the_flow_runs_it(bare: Bare, spec: FeatureSpec, backbone: Backbone) -> Ba
         COMPILED: lambda: compiled(folded),
     }
     return replace(bare, network=runners[bare.way.runtime]())
+
+
+def cores_to_use(device: torch.device) -> int:
+    """Those that a forward pass asks for; 0 where a GPU runs it."""
+    if device.type == "cuda":
+        return 0
+    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
 
 
 def cut(pixels: Array, windows: Sequence[Sequence[int]], side: int) -> Iterator[Array]:

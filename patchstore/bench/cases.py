@@ -10,7 +10,7 @@ from extractor.device import FLOAT32
 
 from .bare import run_alone
 from .energy import Energy
-from .home import SPEC, IngestRun, SpecOptions, add_spec, ingest, run_command
+from .home import SPEC, SpecOptions, add_spec, ingest, run_command
 from .measure import apart
 from .pictures import Pictures
 from .tiles import pixeltable_home, run_tiles
@@ -91,11 +91,15 @@ def patchstore(home: Path, pictures: Pictures, options: SpecOptions, precision: 
         ingest(home, pictures.warm_up, precision)
         energy = Energy()
         run = ingest(home, pictures.folder, precision)
-        row = _row(f"patchstore {options.mode}, stride {options.stride}", run)
-        return replace(
-            row,
-            stride=options.stride,
+        return Row(
+            f"patchstore {options.mode}, stride {options.stride}",
+            run.summary["precision"],
+            int(run.summary["patches"]),
+            float(run.summary["seconds"]),
+            run.peak_mib,
             decoded_mb=pictures.decoded_mb,
+            stored=True,
+            stride=options.stride,
             joules=energy.joules(),
         )
 
@@ -124,18 +128,6 @@ def _alone(
     found, peak = apart(run_alone, files, options, way, as_it_is, seconds)
     row = Row("bare forward pass", way, found.patches, found.seconds, peak)
     return replace(row, cores=found.cores, of_peak=found.of_peak, joules=energy.joules())
-
-
-def _row(what: str, run: IngestRun) -> Row:
-    summary = run.summary
-    return Row(
-        what,
-        summary["precision"],
-        int(summary["patches"]),
-        float(summary["seconds"]),
-        run.peak_mib,
-        stored=True,
-    )
 
 
 @contextmanager

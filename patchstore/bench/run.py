@@ -1,11 +1,8 @@
 """All cases in one run, as one table, with what came of the comparison."""
 
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
 
 from extractor.device import COMPILED, FLOAT32, ONNX, Way, candidates, choose_device
 from extractor.grid import count_patches
@@ -13,6 +10,7 @@ from extractor.settings import ExtractorSettings
 from patchstore.errors import CaseFailed
 
 from . import cases
+from .bare import MAX_DRIFT, MIN_CORES_SHARE, cores_to_use
 from .cases import Row
 from .home import SpecOptions, database_url, run_command, temporary_home
 from .pictures import Pictures, cut_out
@@ -22,8 +20,6 @@ from .report import machine, table
 CASES = ("bare", "tutorial", "exact", "dense", "pixeltable")
 PARTS = (1, 2, 4, 8)  # of a patch, the dense strides
 SMALL = (100, 1_000, 10_000)
-MAX_DRIFT = 0.1  # of the bare pass, from the beginning to the end
-MIN_CORES_SHARE = 0.9
 
 Say = Callable[[str], None]
 
@@ -66,6 +62,11 @@ class Bench:
     def fastest(self) -> float | None:
         """Patches a second of the fastest bare pass; None: none was measured."""
         return max((row.rate for row in (*self.plain, *self.bare)), default=None)
+
+    @property
+    def best(self) -> Row | None:
+        """The fastest of patchstore's exact ways; None: none was measured."""
+        return max(self.exact, key=lambda row: row.rate, default=None)
 
 
 def ways() -> list[Way]:
@@ -130,7 +131,7 @@ def measure(
             dense = replace(options, mode="dense", stride=max(1, options.patch_size // part))
             what = f"patchstore dense, stride {dense.stride}"
             attempt(bench.dense, what, cases.patchstore, home, pictures, dense, "auto")
-        best = max(bench.exact, key=lambda row: row.rate).way if bench.exact else "auto"
+        best = bench.best.way if bench.best else "auto"
         for count in small:
             what = f"{count:,} pictures of one patch"
             some = cut_out(pictures, options.patch_size, count, work)
@@ -163,7 +164,8 @@ def doubts(bench: Bench) -> list[str]:
     rates = sorted(row.rate for row in bench.plain)
     if rates and rates[-1] > (1 + MAX_DRIFT) * rates[0]:
         found.append(f"the bare pass ran at {rates[0]:.1f} and at {rates[-1]:.1f} patches/s")
-    cores, asked = min((row.cores or 0.0 for row in bench.plain), default=None), cores_to_use()
+    cores = min((row.cores or 0.0 for row in bench.plain), default=None)
+    asked = cores_to_use(choose_device(ExtractorSettings().device))
     if cores is not None and cores < MIN_CORES_SHARE * asked:
         found.append(f"the bare pass got {cores:.2f} of {asked} cores")
     alone = {row.way: row.rate for row in bench.bare}
@@ -173,19 +175,12 @@ def doubts(bench: Bench) -> list[str]:
     return found
 
 
-def cores_to_use() -> int:
-    """Those that a forward pass asks for; 0 where a GPU runs it."""
-    if choose_device(ExtractorSettings().device).type == "cuda":
-        return 0
-    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-
-
 def plots(bench: Bench, pictures: Pictures, folder: Path) -> list[Path]:
     """Draws what was measured: cost against stride, throughput against number of pictures."""
     drawn = []
-    if bench.exact and bench.dense:
+    if bench.best and bench.dense:
         drawn.append(folder / "bench-stride.svg")
-        _draw_stride(bench, pictures, drawn[-1])
+        _draw_stride(bench.best, bench, pictures, drawn[-1])
     if bench.small:
         drawn.append(folder / "bench-images.svg")
         curve = Curve(
@@ -198,10 +193,9 @@ def plots(bench: Bench, pictures: Pictures, folder: Path) -> list[Path]:
     return drawn
 
 
-def _draw_stride(bench: Bench, pictures: Pictures, file: Path) -> None:
+def _draw_stride(exact: Row, bench: Bench, pictures: Pictures, file: Path) -> None:
     megapixels = pictures.decoded_mb / 3
     size = bench.options.patch_size
-    exact = max(bench.exact, key=lambda row: row.rate)
     counts = [
         sum(
             count_patches(*of, patch_size=size, stride=size // part, edge="cover")
@@ -251,9 +245,9 @@ def _cells(bench: Bench, row: Row) -> list[str]:
 
 
 def _comparisons(bench: Bench) -> list[str]:
-    if not bench.exact:
+    best = bench.best
+    if best is None:
         return []
-    best = max(bench.exact, key=lambda row: row.rate)
     said = [f"{best.rate:.1f} patches/s"]
     said += [f"{best.rate / bench.fastest:.2f} of the fastest bare pass"] if bench.fastest else []
     said += [f"{best.rate / row.rate:.1f} times {row.what}" for row in bench.tutorial + bench.peer]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .console import FAILED, print_json, say
+from .spec import Backbone, Weights
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -29,12 +30,8 @@ def bench(
         typer.Argument(metavar="[FOLDER]", help="Pictures to measure over.  [default: made up]"),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Pictures at most, spread evenly.")] = 100,
-    backbone: Annotated[
-        str, typer.Option(help="A torchvision classification network.")
-    ] = "resnet18",
-    weights: Annotated[
-        str, typer.Option(help="A torchvision weights name, a FILE, or random:SEED.")
-    ] = "random:0",
+    backbone: Backbone = "resnet18",
+    weights: Weights = "random:0",
     patch_size: Annotated[int, typer.Option(min=8, help="Side of a patch, pixels.")] = 224,
     stride: Annotated[
         int | None,

@@ -12,18 +12,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Backbone = Annotated[str, typer.Option(help="A torchvision classification network.")]
+Weights = Annotated[str, typer.Option(help="A torchvision weights name, a FILE, or random:SEED.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="Name of the new spec.")],
-    backbone: Annotated[
-        str, typer.Option(help="A torchvision classification network.")
-    ] = "resnet18",
-    weights: Annotated[
-        str, typer.Option(help="A torchvision weights name, a FILE, or random:SEED.")
-    ] = "IMAGENET1K_V1",
+    backbone: Backbone = "resnet18",
+    weights: Weights = "IMAGENET1K_V1",
     layer: Annotated[
         str, typer.Option(help="Node to cut at; penultimate is what enters the classifier.")
     ] = "penultimate",

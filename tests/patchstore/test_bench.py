@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extractor.device import Way
+from extractor.device import Way, choose_device
 from extractor.errors import ImageError
 from flows.request import Precision
 from patchstore.bench import energy, run
-from patchstore.bench.bare import run_alone
+from patchstore.bench.bare import cores_to_use, run_alone
 from patchstore.bench.cases import Row
 from patchstore.bench.energy import Energy
 from patchstore.bench.home import SpecOptions
@@ -27,7 +27,7 @@ from patchstore.cli import ingest as cli
 from patchstore.errors import BenchError, CaseFailed
 
 OPTIONS = SpecOptions(patch_size=64, stride=32)
-CORES = float(run.cores_to_use())
+CORES = float(cores_to_use(choose_device()))
 PLAIN = Row("bare forward pass, as torchvision has it", "float32", 1000, 10.0, 500.0, cores=CORES)
 BARE = Row("bare forward pass", "float32 by onnxruntime", 1500, 10.0, 500.0, cores=CORES)
 EXACT = Row(
