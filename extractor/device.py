@@ -99,12 +99,12 @@ def check_device_precision(precision: str, device: torch.device) -> None:
 
 
 def check_runtime(way: Way, device: torch.device, mode: Mode) -> None:
-    """Refuse what a runtime does not run: ONNX Runtime and compiled networks are for mode exact.
+    """Refuse what a runtime does not run: networks are compiled for batches of one size only.
 
     Raises:
         DeviceError: saying what it does run.
     """
-    if way.runtime != TORCH and mode == "dense":
+    if way.runtime == COMPILED and mode == "dense":
         raise DeviceError(f"{way.runtime} runs the mode exact only")
     if way.runtime == ONNX and (device.type != "cpu" or way.precision != FLOAT32):
         raise DeviceError(f"{ONNX} runs on the CPU in float32 only")

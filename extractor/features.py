@@ -90,7 +90,10 @@ class FeatureExtractor:
         self._transfers = Transfers(self.device)
         self._turn = threading.Lock()
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
-        self._run: Callable[[Tensor], Tensor] = self._network
+        # What the device spends its time on: of a dense network the part before the pooling.
+        self._run: Callable[[Tensor], Tensor] = (
+            self._network if self._dense is None else self._network.features
+        )
         if runtime == ONNX:
             self._run = backbone.by_onnx(spec.side)
         elif runtime == COMPILED:
@@ -251,7 +254,7 @@ class FeatureExtractor:
         """The feature maps of rectangles of one size, each of one image, float32 (N, C, h, w)."""
         batch = self._cutter.take(images, [(at.x, at.y, at.width, at.height) for at in rectangles])
         with self._arithmetic():
-            return self._network.features(batch).float()
+            return self._run(batch).float()
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DeviceError
+from .network import DenseNetwork
 from .spec import FeatureSpec
 
 if TYPE_CHECKING:
@@ -25,22 +27,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SIZES = torch.export.Dim("patches", min=1, max=4096)
+_ANY = torch.export.Dim.DYNAMIC
 _FILE = "network.onnx"  # in a folder of its own, for its weights lie beside it: ONNX ends at 2 GB
 _KEPT = 8  # exports, each as large as its network: 45 MB for a ResNet-18
+_UNEVEN = 5  # pixels by which a rectangle that a dense network is tried on is no square
 _TOLERANCE = 1e-4  # of the largest value; rounding alone gives 1e-6
 
 
 class OnnxNetwork:
-    """A network as a session of ONNX Runtime, float32 on the CPU."""
+    """A network as a session of ONNX Runtime, float32 on the CPU.
+
+    Of a dense network it is the part before the pooling, which is run on rectangles of any size.
+    """
 
     def __init__(self, network: nn.Module, side: int, export_folder: Path | None = None) -> None:
         """Export a network, which takes seconds, unless that was done before.
 
-        A session is only used when it gives the network's own vectors of noise.
+        A session is only used when it gives what the network gives of noise.
 
         Args:
             network: float32 (N, 3, S, S) to float32 (N, D), in eval mode. Left as it is.
-            side: S.
+            side: S; of a dense network, of what it is tried on.
             export_folder: where this network's export is kept, see `export_folder`; None: nowhere.
 
         Raises:
@@ -55,20 +62,26 @@ class OnnxNetwork:
             raise DeviceError(f"ONNX Runtime cannot run this network: {line}") from error
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Run normalised patches, float32 (N, 3, S, S) channels last, to vectors (N, D)."""
+        """Run normalised patches, float32 (N, 3, S, S) channels last, to vectors (N, D).
+
+        A dense network's rectangles (N, 3, H, W) to feature maps (N, C, h, w).
+        """
         return _run(self._session, patches)
 
 
 class _ByRows(nn.Module):
-    """A network that takes pixels as they lie in memory, (N, S, S, 3)."""
+    """What is exported of a network; it takes pixels as they lie in memory, (N, H, W, 3)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, rows: Tensor) -> Tensor:
-        vectors: Tensor = self.network(rows.permute(0, 3, 1, 2))
-        return vectors
+        return _exported_part(self.network)(rows.permute(0, 3, 1, 2))
+
+
+def _exported_part(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    return network.features if isinstance(network, DenseNetwork) else network
 
 
 def runtime_version() -> str:
@@ -77,16 +90,21 @@ def runtime_version() -> str:
 
 
 def export(network: nn.Module, side: int, file: Path) -> None:
-    """Write a network as ONNX: `rows`, float32 (N, S, S, 3), to vectors (N, D)."""
-    # Two, for a batch of one would become part of the graph.
-    rows = torch.zeros(2, side, side, 3)
+    """Write a network as ONNX: `rows`, float32 (N, S, S, 3), to vectors (N, D).
+
+    Of a dense network, what `OnnxNetwork` runs: rows (N, H, W, 3) to maps (N, C, h, w).
+    """
+    dense = isinstance(network, DenseNetwork)
+    # Two, for a batch of one would become part of the graph; so would a width that is the height.
+    rows = torch.zeros(2, side, side + _UNEVEN if dense else side, 3)
+    sizes = {0: _SIZES, 1: _ANY, 2: _ANY} if dense else {0: _SIZES}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own deprecated parts
         program = torch.onnx.export(
             _ByRows(network).eval(),
             (rows,),
             input_names=["rows"],
-            dynamic_shapes=({0: _SIZES},),
+            dynamic_shapes=(sizes,),
             dynamo=True,
             verbose=False,
         )
@@ -159,13 +177,24 @@ def _forget(folder: Path) -> None:
 
 
 def _check_on_noise(session: onnxruntime.InferenceSession, network: nn.Module, side: int) -> None:
-    """Raise ValueError unless a session gives the vectors of its network."""
-    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected, found = network(noise), _run(session, noise)
-    difference = (expected - found).abs().max() / expected.abs().max()
-    if not difference <= _TOLERANCE:  # NaN is no agreement either
-        raise ValueError(f"its vectors differ by {difference:.0e}")
+    """Raise ValueError unless a session gives what its network gives."""
+    generator = torch.Generator().manual_seed(0)
+    for height, width in _tried_sizes(network, side):
+        noise = torch.randn(2, 3, height, width, generator=generator)
+        with torch.inference_mode():
+            expected, found = _exported_part(network)(noise), _run(session, noise)
+        if expected.shape != found.shape:
+            raise ValueError(f"its maps are of {tuple(found.shape)}, not {tuple(expected.shape)}")
+        difference = (expected - found).abs().max() / expected.abs().max()
+        if not difference <= _TOLERANCE:  # NaN is no agreement either
+            raise ValueError(f"its vectors differ by {difference:.0e}")
+
+
+def _tried_sizes(network: nn.Module, side: int) -> list[tuple[int, int]]:
+    if not isinstance(network, DenseNetwork):
+        return [(side, side)]
+    # Runtimes differ in what a pooling or a stride does with the pixels that are left at the end.
+    return [(side + more, side + _UNEVEN - more) for more in range(4)]
 
 
 def _run(session: onnxruntime.InferenceSession, patches: Tensor) -> Tensor:
@@ -179,5 +208,7 @@ def _open(file: Path) -> onnxruntime.InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # It would keep a plan of its memory for every size of rectangle, and half as much memory again.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors: it warns of every optimisation that it leaves out
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

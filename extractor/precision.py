@@ -115,10 +115,15 @@ def _tries_onnx(
     spec: FeatureSpec, backbone: Backbone, target: torch.device, patches: int | None
 ) -> bool:
     """With bf16 instructions torch is faster than ONNX Runtime, which has no kernels for them."""
-    if target.type != "cpu" or candidates(target) or spec.mode != "exact":
+    if target.type != "cpu" or candidates(target):
         return False
     least = _OPENING_REPAYS_FROM if backbone.is_exported else _EXPORT_REPAYS_FROM
-    return patches is None or patches >= least
+    return patches is None or patches * _share_computed(spec) >= least
+
+
+def _share_computed(spec: FeatureSpec) -> float:
+    """The time of a patch to that of one computed by itself: dense ones share what overlaps."""
+    return min(1.0, spec.stride / spec.patch_size) ** 2 if spec.mode == "dense" else 1.0
 
 
 def _tries_compiling(spec: FeatureSpec, target: torch.device, patches: int | None) -> bool:

@@ -265,7 +265,7 @@ def test_a_device_without_memory_gets_smaller_tiles(
             raise torch.OutOfMemoryError
         return maps(images)
 
-    monkeypatch.setattr(extractor._network, "features", small_memory)
+    monkeypatch.setattr(extractor, "_run", small_memory)
     with caplog.at_level(logging.WARNING):
         (found,) = extract(extractor, pixels)
     close(found, expected)
@@ -278,7 +278,7 @@ def test_a_device_that_cannot_hold_one_cell_says_so(monkeypatch: pytest.MonkeyPa
     def no_memory(images: Tensor) -> Tensor:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(extractor._network, "features", no_memory)
+    monkeypatch.setattr(extractor, "_run", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
         extract(extractor, picture(40, 40))
 

@@ -55,8 +55,9 @@ def test_the_batch_size_does_not_change_a_vector(tiny_spec, mean_colour, decode,
         assert a.vectors == pytest.approx(b.vectors, rel=1e-6)
 
 
-def test_onnx_runtime_gives_the_vectors_of_torch(decode, noise):
-    found = resolve(Recipe(backbone="squeezenet1_1", weights="random:0", patch_size=64, stride=32))
+@pytest.mark.parametrize("mode", ["exact", "dense"])
+def test_onnx_runtime_gives_the_vectors_of_torch(mode, decode, noise):
+    found = resolve(Recipe("squeezenet1_1", "random:0", patch_size=64, stride=32, mode=mode))
     images = [decode(noise(130, 70, seed), found.spec) for seed in range(3)]
     by_torch, by_onnx = (
         cpu(found.spec, found.backbone, runtime=runtime, batch_size=7).extract(images)
@@ -66,11 +67,10 @@ def test_onnx_runtime_gives_the_vectors_of_torch(decode, noise):
         assert b.vectors == pytest.approx(a.vectors, abs=1e-5)
 
 
-@pytest.mark.parametrize("runtime", [ONNX, COMPILED])
-def test_only_torch_runs_the_mode_dense(runtime, tiny_spec, mean_colour):
+def test_the_mode_dense_is_not_compiled(tiny_spec, mean_colour):
     dense = tiny_spec.model_copy(update={"mode": "dense"})
-    with pytest.raises(DeviceError, match=f"{runtime} runs the mode exact only"):
-        cpu(dense, mean_colour, runtime=runtime)
+    with pytest.raises(DeviceError, match=f"{COMPILED} runs the mode exact only"):
+        cpu(dense, mean_colour, runtime=COMPILED)
 
 
 def test_onnx_runtime_is_refused_for_a_low_precision(tiny_spec, mean_colour, monkeypatch):

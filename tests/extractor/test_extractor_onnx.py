@@ -1,5 +1,6 @@
 """A network is exported to ONNX Runtime once, and what is kept of that is never believed."""
 
+import copy
 import shutil
 
 import numpy as np
@@ -9,9 +10,11 @@ from torch import nn
 
 from extractor import onnx
 from extractor.errors import DeviceError
+from extractor.network import DenseNetwork
 from extractor.onnx import OnnxNetwork, export_folder, is_exported
 
 SIDE = 8
+EXPORT = onnx.export
 NOISE = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
@@ -84,6 +87,18 @@ def test_a_fresh_export_that_gives_other_vectors_is_refused():
     other.seed = 1
     with pytest.raises(DeviceError, match="its vectors differ by"):
         OnnxNetwork(other, SIDE)
+
+
+def test_a_session_whose_maps_are_of_another_size_is_refused(monkeypatch):
+    ends = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(3, 2, ceil_mode=True))
+    dense = DenseNetwork(ends, nn.Identity()).eval()
+    monkeypatch.setattr(onnx, "export", EXPORT)
+    assert OnnxNetwork(dense, 16)(NOISE).shape == dense.features(NOISE).shape
+    floor = DenseNetwork(copy.deepcopy(ends), nn.Identity()).eval()
+    floor.trunk[1].ceil_mode = False
+    monkeypatch.setattr(onnx, "export", lambda _network, *args: EXPORT(floor, *args))
+    with pytest.raises(DeviceError, match=r"its maps are of \(2, 4, .*, not \(2, 4, "):
+        OnnxNetwork(dense, 16)
 
 
 def test_where_nothing_can_be_kept_the_network_runs_all_the_same(tmp_path, exports):

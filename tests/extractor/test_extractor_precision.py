@@ -89,6 +89,13 @@ def test_onnx_runtime_is_tried_where_the_work_repays_it(without_bf16, tiny_spec,
     assert "onnxruntime" not in small.detail + small.kind
 
 
+def test_dense_patches_repay_it_by_what_they_do_not_share(without_bf16, tiny_spec):
+    half = {"stride": tiny_spec.patch_size // 2, "mode": "dense"}
+    dense = tiny_spec.model_copy(update=half)
+    for patches, tried in ((19_999, False), (20_000, True)):
+        assert ("onnxruntime" in check_kind(dense, fake(Mean()), "cpu", patches)) is tried
+
+
 def test_a_network_that_was_exported_is_tried_for_less_work(without_bf16, tiny_spec, tmp_path):
     (tmp_path / "network.onnx").touch()
     fresh, exported = fake(Mean()), replace(fake(Mean()), export_folder=tmp_path)

@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ few = settings(
 
 
 @pytest.mark.parametrize(
-    ("mode", "runtime"), [("exact", TORCH), ("exact", ONNX), ("dense", TORCH)], ids=str
+    ("mode", "runtime"), list(product(("exact", "dense"), (TORCH, ONNX))), ids=str
 )
 @few
 @given(

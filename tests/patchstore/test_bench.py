@@ -56,6 +56,13 @@ def test_the_report_compares_with_the_fastest_bare_pass_and_the_tutorial(bench: 
     assert "Dense to exact, patches a second: 4.0 at a stride of 32." in said
 
 
+def test_dense_goes_the_fastest_exact_way_that_is_open_to_it(bench: run.Bench) -> None:
+    compiled = replace(EXACT, way="float32 by torch.compile", patches=2 * EXACT.patches)
+    bench.exact.append(compiled)
+    assert bench.best == compiled and bench.dense_way == EXACT.way
+    assert run.Bench(OPTIONS).dense_way == "auto"
+
+
 def test_every_row_of_the_table_has_as_many_cells_as_columns(bench: run.Bench) -> None:
     lines = [line for line in run.report(bench).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(bench.rows)
