@@ -12,8 +12,8 @@ from extractor.settings import ExtractorSettings
 from flows.settings import FlowSettings
 
 from .api.settings import ServeSettings
+from .errors import PREFIX, refused_settings
 
-PREFIX = "PATCHSTORE_"
 SECRETS_DIR = f"{PREFIX}SECRETS_DIR"  # not a setting: where settings are read from
 OF_COMPOSE = {f"{PREFIX}PICTURES", f"{PREFIX}PUBLISH"}  # in the same .env, for docker-compose.yml
 SETTINGS: tuple[type[BaseSettings], ...] = (
@@ -52,6 +52,5 @@ def invalid_variables() -> dict[str, str]:
         try:
             kind()
         except ValidationError as error:
-            for problem in error.errors(include_input=False, include_url=False):
-                invalid[f"{PREFIX}{str(problem['loc'][0]).upper()}"] = problem["msg"]
+            invalid |= refused_settings(error)
     return invalid

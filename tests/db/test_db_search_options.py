@@ -337,6 +337,49 @@ def test_the_index_keeps_to_the_filter_and_so_does_the_repetition(world, by, k, 
         assert answer.exact
 
 
+PLAINLY = """SELECT patchstore.ask_plainly(s, ROW(
+        CAST(:query AS vector), {k}, {other_than}, {exact}, 1000, {best}, {filter}, {prefix},
+        NULL, NULL, {max_distance})::patchstore.question) IS NOT NULL
+    FROM patchstore.feature_spec s WHERE s.name = :name"""
+
+
+def asked_plainly(world, name, **parts):
+    nothing = dict.fromkeys(("other_than", "exact", "best", "filter", "prefix", "max_distance"))
+    question = {part: value or "NULL" for part, value in {**nothing, "k": "5", **parts}.items()}
+    query = str(world.query.tolist())
+    return world.store.scalar(PLAINLY.format(**question), query=query, name=name)
+
+
+@pytest.mark.parametrize("k", [1, 10])
+def test_the_one_statement_of_a_plain_question_has_the_answer_of_the_many(world, k):
+    assert asked_plainly(world, INDEXED, k=str(k))
+    plain = ask(world, INDEXED, k=k, ef_search=1000)
+    general = ask(world, INDEXED, k=k, ef_search=1000, max_distance=2.0)
+    assert plain.hits == general.hits and not plain.exact
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"k": "0"},
+        {"k": "60"},  # more than are to be seen of the candidates
+        {"exact": "true"},
+        {"best": "3"},
+        {"other_than": "'{1}'"},
+        {"filter": "'{}'"},
+        {"prefix": "''"},
+        {"max_distance": "2.0"},
+    ],
+    ids=str,
+)
+def test_a_question_of_more_than_nearness_is_not_asked_plainly(world, part):
+    assert not asked_plainly(world, INDEXED, **part)
+
+
+def test_without_an_index_nothing_is_asked_plainly(world):
+    assert not asked_plainly(world, PLAIN)
+
+
 @pytest.mark.usefixtures("no_budget")
 def test_what_the_index_answers_is_approximate(world):
     assert not ask(world, INDEXED, filter={"shelf": 1}).exact
