@@ -55,8 +55,3 @@ class StoreSettings(BaseSettings):
     def resolved_home(self) -> Path:
         """`home` as an absolute path."""
         return self.home.expanduser().resolve()
-
-    @property
-    def exports(self) -> Path:
-        """Folder in which networks exported to ONNX Runtime are kept."""
-        return self.resolved_home() / "networks"

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 
 import numpy as np
 import torch
@@ -18,18 +17,10 @@ from .compiled import compiler_version
 from .device import COMPILED, FLOAT32, ONNX, Way, candidates, choose_device, device_kind
 from .errors import DeviceError
 from .features import FeatureExtractor
-from .grid import spec_grid
 from .onnx import runtime_version
 from .spec import FeatureSpec
 
-__all__ = [
-    "PrecisionCheck",
-    "candidates",
-    "check_float32",
-    "check_kind",
-    "check_precision",
-    "device_kind",
-]
+__all__ = ["PrecisionCheck", "candidates", "check_kind", "check_precision", "device_kind"]
 
 MIN_COSINE = 0.999
 # ONNX Runtime saves a third of the time, but exporting a network to it takes 5 s (ResNet-18) and
@@ -40,7 +31,6 @@ _OPENING_REPAYS_FROM = 500
 # Compiling takes as long as some 250 patches in float32 (ResNet-18: 7 s, ResNet-50: 13 s), or 2,000
 # in bf16, and gains a sixth of the time. On a GPU that is an estimate: 40 s of 3,000 patches.
 _COMPILING_REPAYS_FROM = {"cpu": 20_000, "cuda": 300_000}
-_NOISE_PATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -118,27 +108,6 @@ def check_precision(
     # Minutes for each precision: only the best one is worth them.
     if trial.chosen.way != Way() and _tries_compiling(spec, target, patches):
         trial.attempt(Way(trial.chosen.way.precision, COMPILED))
-    return trial.outcome(kind)
-
-
-def check_float32(spec: FeatureSpec, backbone: Backbone, device: str = "auto") -> PrecisionCheck:
-    """Choose what computes in float32, by the time that a few patches of noise take.
-
-    ONNX Runtime is tried on a CPU where the export of the network is kept, else it is torch.
-
-    Raises:
-        DeviceError: when the device is not there.
-    """
-    target = choose_device(device)
-    kind = device_kind(target)
-    if target.type != "cpu" or not backbone.is_exported:
-        return PrecisionCheck(kind, Way(), 1.0, 1.0, f"{kind}: float32 (no export is kept)")
-    side = ceil(spec.patch_size * max(spec.scales)) + spec.stride
-    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    grid = spec_grid(spec, side, side)
-    few = grid.take(np.arange(min(len(grid), _NOISE_PATCHES)))
-    trial = _Trial(spec, backbone, [DecodedImage(noise, few)], device)
-    trial.attempt(Way(FLOAT32, ONNX))
     return trial.outcome(kind)
 
 

@@ -39,8 +39,8 @@ _load_lock = threading.Lock()
 @lru_cache(maxsize=2)
 def _load(digest: str, recipe: str, weights_source: str) -> Backbone:
     logger.info("loading weights %s", weights_source)
-    spec = FeatureSpec.model_validate_json(recipe)
-    return load_backbone(spec, weights_source, StoreSettings().exports)
+    exports = StoreSettings().resolved_home() / "networks"
+    return load_backbone(FeatureSpec.model_validate_json(recipe), weights_source, exports)
 
 
 def load(stored: StoredSpec) -> Backbone:

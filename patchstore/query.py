@@ -1,7 +1,6 @@
 """A question, be it image, region, vector or stored patch -> a query vector -> ranked hits."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +21,6 @@ from db.search import (
     search_many,
 )
 from db.search import search as search_store
-from db.settings import StoreSettings
 from db.specs import StoredSpec
 from extractor.arrays import Region
 from extractor.errors import EmptyImageFile, ImageError, ImageTooLarge
@@ -37,8 +35,6 @@ from .refine import merge_overlaps, rank_by_arrangement
 
 if TYPE_CHECKING:
     from extractor.features import FeatureExtractor
-
-logger = logging.getLogger(__name__)
 
 SMALLEST_SIDE = 8  # pixels of a region; less is a colour, not a picture
 _UNREADABLE = {EmptyImageFile: "image_empty", ImageTooLarge: "image_too_large"}
@@ -137,41 +133,25 @@ def stack_vectors(vectors: Sequence[Vectors | ImageError]) -> Vectors:
 
 @lru_cache(maxsize=2)
 def load_extractor(
-    recipe: FeatureSpec, weights_source: str, batch_size: int = 16, lasting: bool = False
+    recipe: FeatureSpec, weights_source: str, batch_size: int = 16
 ) -> "FeatureExtractor":
     """What computes the vectors of questions, loaded once a process.
 
     In float32: a few patches are too little to be worth less, and every way of asking then gives
     the same answer.
 
-    Args:
-        recipe: whose vectors they are.
-        weights_source: where the weights are.
-        batch_size: patches a forward pass at most.
-        lasting: so many questions will come that a second is well spent on trying whether ONNX
-            Runtime, where `ingest` has exported the network for it, is faster than torch.
-
     Raises:
         WeightsError: the network's weights are not here.
     """
     from extractor.backbone import load_backbone  # torch takes seconds: a vector needs none
-    from extractor.device import Way
     from extractor.features import FeatureExtractor
-    from extractor.precision import check_float32
 
     settings = ExtractorSettings()
-    backbone = load_backbone(recipe, weights_source, StoreSettings().exports)
-    way = Way()
-    if lasting:
-        check = check_float32(recipe, backbone, settings.device)
-        logger.info("computing in %s", check.detail)
-        way = check.way
     return FeatureExtractor(
         recipe,
-        backbone,
+        load_backbone(recipe, weights_source),
         device=settings.device,
-        precision=way.precision,
-        runtime=way.runtime,
+        precision="float32",
         batch_size=batch_size,
         dense_tile=settings.dense_tile,
     )

@@ -97,7 +97,7 @@ def test_a_session_whose_maps_are_of_another_size_is_refused(monkeypatch):
     floor = DenseNetwork(copy.deepcopy(ends), nn.Identity()).eval()
     floor.trunk[1].ceil_mode = False
     monkeypatch.setattr(onnx, "export", lambda _network, *args: EXPORT(floor, *args))
-    with pytest.raises(DeviceError, match=r"its maps are of \(2, 4, .*, not \(2, 4, "):
+    with pytest.raises(DeviceError, match=r"its maps are of \(1, 4, .*, not \(1, 4, "):
         OnnxNetwork(dense, 16)
 
 

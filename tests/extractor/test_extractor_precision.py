@@ -12,13 +12,7 @@ from extractor.backbone import Backbone, resolve
 from extractor.device import FLOAT32, ONNX, Way
 from extractor.features import FeatureExtractor
 from extractor.images import read_image
-from extractor.precision import (
-    candidates,
-    check_float32,
-    check_kind,
-    check_precision,
-    device_kind,
-)
+from extractor.precision import candidates, check_kind, check_precision, device_kind
 from extractor.settings import ExtractorSettings
 from extractor.spec import Recipe
 
@@ -123,15 +117,6 @@ def test_a_network_is_exported_once_for_the_check_and_the_run(
     check_precision(tiny_spec, backbone, sample, "cpu")
     FeatureExtractor(tiny_spec, backbone, device="cpu", runtime=ONNX).extract(sample)
     assert len(exports) == 1
-
-
-def test_questions_try_onnx_runtime_where_the_export_is_kept(tiny_spec, tmp_path):
-    backbone = replace(fake(Mean()), export_folder=tmp_path / "kept")
-    assert check_float32(tiny_spec, backbone, "cpu").way == Way()
-    FeatureExtractor(tiny_spec, backbone, device="cpu", runtime=ONNX)
-    again = replace(fake(Mean()), export_folder=tmp_path / "kept")
-    check = check_float32(tiny_spec, again, "cpu")
-    assert f"{Way(FLOAT32, ONNX)} " in check.detail and check.way.precision == FLOAT32
 
 
 def test_the_kind_of_a_check_is_known_before_it(without_bf16, tiny_spec, sample):
