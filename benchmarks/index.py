@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from db.build_plan import plan_build
 from db.engine import make_engine, parse_url
-from db.index import EF_CONSTRUCTION, M, build_index, index_name
+from db.index import M, build_index, ef_construction, index_name
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
 from patchstore.bench import home as homes
@@ -47,7 +47,7 @@ def main() -> None:
         fits = True
         for memory_mb in (needed_mb, needed_mb * 6 // 10):
             for workers in WORKERS:
-                seconds, held = build(url, spec, memory_mb, workers)
+                seconds, held = build(url, spec, rows, memory_mb, workers)
                 lines.append((f"{memory_mb} MiB", workers, held or "all", f"{seconds:.0f}"))
                 fits &= memory_mb < needed_mb or held is None
         lines.append(("patchstore's choice", "", "", f"{chosen_seconds(engine, spec):.0f}"))
@@ -58,7 +58,9 @@ def main() -> None:
     raise SystemExit(not fits)
 
 
-def build(url: str, spec: StoredSpec, memory_mb: int, workers: int) -> tuple[float, int | None]:
+def build(
+    url: str, spec: StoredSpec, rows: int, memory_mb: int, workers: int
+) -> tuple[float, int | None]:
     """Builds and drops an index; returns seconds, and how many rows fitted unless all did."""
     notices: list[str] = []
     with psycopg.connect(url, autocommit=True) as connection:
@@ -69,7 +71,7 @@ def build(url: str, spec: StoredSpec, memory_mb: int, workers: int) -> tuple[flo
         connection.execute(
             f"CREATE INDEX CONCURRENTLY measured ON {spec.partition} "
             f"USING hnsw ({spec.metric.index_key(spec.dim)}) "
-            f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})".encode()
+            f"WITH (m = {M}, ef_construction = {ef_construction(rows)})".encode()
         )
         seconds = time.perf_counter() - begun
         connection.execute("DROP INDEX patchstore.measured")

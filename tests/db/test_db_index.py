@@ -50,6 +50,14 @@ def test_up_to_the_threshold_none_is_built(store, spec):
     assert build(store, spec, threshold=199)
 
 
+@pytest.mark.parametrize(("many", "width"), [(201, 200), (200, 400)])
+def test_the_graph_of_many_rows_weighs_more_candidates(many, width, store, spec, monkeypatch):
+    monkeypatch.setattr(index, "MANY_ROWS", many)
+    assert build(store, spec)
+    options = "SELECT reloptions FROM pg_class WHERE oid = :oid"
+    assert f"ef_construction={width}" in store.scalar(options, oid=oid(store, spec))
+
+
 def test_vectors_too_long_to_index_are_searched_exactly(store):
     spec = store.spec("long", dim=4_001)
     store.load(spec, {"a": np.ones((3, 4_001), np.float32)})
