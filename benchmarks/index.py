@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from db.build_plan import plan_build
 from db.engine import make_engine, parse_url
-from db.index import M, build_index, ef_construction, index_name
+from db.index import build_index, index_definition, index_name
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
 from patchstore.bench import home as homes
@@ -69,9 +69,7 @@ def build(
         connection.execute(f"SET max_parallel_maintenance_workers = {workers}".encode())
         begun = time.perf_counter()
         connection.execute(
-            f"CREATE INDEX CONCURRENTLY measured ON {spec.partition} "
-            f"USING hnsw ({spec.metric.index_key(spec.dim)}) "
-            f"WITH (m = {M}, ef_construction = {ef_construction(rows)})".encode()
+            f"CREATE INDEX CONCURRENTLY measured {index_definition(spec, rows)}".encode()
         )
         seconds = time.perf_counter() - begun
         connection.execute("DROP INDEX patchstore.measured")

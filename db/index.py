@@ -94,11 +94,7 @@ def build_index(
             ),
             {"id": spec.id},
         )
-        create = (
-            f"CREATE INDEX CONCURRENTLY {index_name(spec)} ON {spec.partition} "
-            f"USING hnsw ({spec.metric.index_key(spec.dim)}) "
-            f"WITH (m = {M}, ef_construction = {ef_construction(rows)})"
-        )
+        create = f"CREATE INDEX CONCURRENTLY {index_name(spec)} {index_definition(spec, rows)}"
         _build(engine, connection, spec, create, memory_mb, on_progress)
         # By these the planner compares the index with a scan, and a filter with its own index.
         connection.execute(
@@ -107,12 +103,14 @@ def build_index(
     return True
 
 
-def ef_construction(rows: int) -> int:
-    """How many candidates are weighed for each row's links when an index of so many is built.
+def index_definition(spec: StoredSpec, rows: int) -> str:
+    """What follows the name in CREATE INDEX, for an index that is built over so many rows.
 
-    An index keeps it: for the rows that are added later, and when it is rebuilt.
+    It keeps these settings: for rows that are added later, and when it is rebuilt.
     """
-    return EF_CONSTRUCTION if rows < MANY_ROWS else EF_CONSTRUCTION_OF_MANY
+    width = EF_CONSTRUCTION if rows < MANY_ROWS else EF_CONSTRUCTION_OF_MANY
+    key = spec.metric.index_key(spec.dim)
+    return f"ON {spec.partition} USING hnsw ({key}) WITH (m = {M}, ef_construction = {width})"
 
 
 def rebuild_index(

@@ -34,7 +34,7 @@ from .device import (
 )
 from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from .grid import PatchGrid
-from .network import CutNetwork, DenseNetwork, cast_once
+from .network import CutNetwork, DenseNetwork, cast_once, main_part
 from .patches import PatchCutter
 from .spec import FeatureSpec
 from .transfer import Transfers, one_late
@@ -90,10 +90,7 @@ class FeatureExtractor:
         self._transfers = Transfers(self.device)
         self._turn = threading.Lock()
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
-        # What the device spends its time on: of a dense network the part before the pooling.
-        self._run: Callable[[Tensor], Tensor] = (
-            self._network if self._dense is None else self._network.features
-        )
+        self._run = main_part(self._network)
         if runtime == ONNX:
             self._run = backbone.by_onnx(spec.side)
         elif runtime == COMPILED:

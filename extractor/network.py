@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -60,6 +61,11 @@ class DenseNetwork(CutNetwork):
         """Run pooled features (N, C) to vectors float32 (N, D)."""
         vectors: Tensor = self.head(pooled[:, :, None, None])
         return vectors.flatten(1).float()
+
+
+def main_part(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What takes the time, and any runtime may run: of a dense network up to the pooling."""
+    return network.features if isinstance(network, DenseNetwork) else network
 
 
 def split_at_pooling(trunk: nn.Module) -> tuple[nn.Module, nn.Module]:

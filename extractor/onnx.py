@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DeviceError
-from .network import DenseNetwork
+from .network import DenseNetwork, main_part
 from .spec import FeatureSpec
 
 if TYPE_CHECKING:
@@ -77,11 +76,7 @@ class _ByRows(nn.Module):
         self.network = network
 
     def forward(self, rows: Tensor) -> Tensor:
-        return _exported_part(self.network)(rows.permute(0, 3, 1, 2))
-
-
-def _exported_part(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    return network.features if isinstance(network, DenseNetwork) else network
+        return main_part(self.network)(rows.permute(0, 3, 1, 2))
 
 
 def runtime_version() -> str:
@@ -182,7 +177,7 @@ def _check_on_noise(session: onnxruntime.InferenceSession, network: nn.Module, s
     for shape in _tried_shapes(network, side):
         noise = torch.randn(shape, generator=generator)
         with torch.inference_mode():
-            expected, found = _exported_part(network)(noise), _run(session, noise)
+            expected, found = main_part(network)(noise), _run(session, noise)
         if expected.shape != found.shape:
             raise ValueError(f"its maps are of {tuple(found.shape)}, not {tuple(expected.shape)}")
         difference = (expected - found).abs().max() / expected.abs().max()
