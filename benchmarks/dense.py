@@ -1,8 +1,8 @@
 """The mode dense beside the mode exact: how fast at which stride, and how good the vectors are.
 
 - Speed: patches a second of the extractor alone over one image of noise of --size pixels, at
-  strides of 1, 1/2, 1/4 and 1/8 of a patch, float32, both by --runtime. Exact only up to 1/4:
-  it takes as long a patch at any stride.
+  strides of 1, 1/2, 1/4 and 1/8 of a patch, both computed in --way, in turn. Exact only up to
+  1/4: it takes as long a patch at any stride.
 - Quality: for every folder of --labelled, whose subfolders are classes, the accuracy of a k-NN vote
   over patches (cosine, k = 10, weighted by similarity), where no patch of the same image may vote.
   Asked for: dense within one point of exact, or better.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import resolve
-from extractor.device import ONNX, TORCH
+from extractor.device import Way
 from extractor.features import FeatureExtractor
 from extractor.grid import spec_grid
 from patchstore.bench import home as homes
@@ -29,7 +29,7 @@ from patchstore.bench.bare import decode
 from patchstore.bench.report import table
 
 K = 10
-ROUNDS = 3
+ROUNDS = 5
 IMAGES_AT_ONCE = 16
 
 
@@ -37,17 +37,14 @@ def main() -> None:
     """Prints the tables."""
     parser = homes.parser(__doc__, images_required=False)
     parser.add_argument("--size", type=int, nargs=2, default=(1536, 1024), metavar=("W", "H"))
-    parser.add_argument("--runtime", choices=(TORCH, ONNX), default=TORCH)
+    parser.add_argument("--way", type=Way.parse, default=Way(), help="such as: bf16 by openvino")
     parser.add_argument("--labelled", type=Path, nargs="*", default=[], metavar="FOLDER")
     arguments = parser.parse_args()
     options = homes.spec_options(arguments)
     print(
         table(
             ("stride", "patches", "exact, s", "dense, s", "dense, patches/s", "times"),
-            [
-                _speed(options, part, tuple(arguments.size), arguments.runtime)
-                for part in (1, 2, 4, 8)
-            ],
+            [_speed(options, part, tuple(arguments.size), arguments.way) for part in (1, 2, 4, 8)],
         ),
         end="\n\n",
     )
@@ -59,28 +56,30 @@ def main() -> None:
         print(table(("pictures", "mode", "patches", "seconds", f"{K}-NN accuracy"), lines))
 
 
-def _extractor(options: homes.SpecOptions, mode: str, runtime: str = TORCH) -> FeatureExtractor:
+def _extractor(options: homes.SpecOptions, mode: str, way: Way) -> FeatureExtractor:
     resolved = resolve(replace(options, mode=mode).recipe())
-    return FeatureExtractor(resolved.spec, resolved.backbone, runtime=runtime)
+    return FeatureExtractor(
+        resolved.spec, resolved.backbone, precision=way.precision, runtime=way.runtime
+    )
 
 
-def _speed(options: homes.SpecOptions, part: int, size: tuple[int, int], runtime: str) -> list[str]:
+def _speed(options: homes.SpecOptions, part: int, size: tuple[int, int], way: Way) -> list[str]:
     options = replace(options, stride=options.patch_size // part)
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    seconds: dict[str, float] = {}
-    patches = 0
-    for mode in ("exact", "dense") if part < 8 else ("dense",):
-        extractor = _extractor(options, mode, runtime)
-        image = DecodedImage(noise, spec_grid(extractor.spec, *size))
-        patches = len(image.grid)
+    modes = ("exact", "dense") if part < 8 else ("dense",)
+    extractors = {mode: _extractor(options, mode, way) for mode in modes}
+    image = DecodedImage(noise, spec_grid(extractors["dense"].spec, *size))
+    patches = len(image.grid)
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    for extractor in extractors.values():
         extractor.extract([image])
-        taken = []
-        for _ in range(ROUNDS):
+    for _ in range(ROUNDS):
+        for mode, extractor in extractors.items():
             begun = time.perf_counter()
             extractor.extract([image])
-            taken.append(time.perf_counter() - begun)
-        seconds[mode] = float(np.median(taken))
-    exact, dense = seconds.get("exact"), seconds["dense"]
+            seconds[mode].append(time.perf_counter() - begun)
+    dense = float(np.median(seconds["dense"]))
+    exact = float(np.median(seconds["exact"])) if "exact" in seconds else None
     return [
         f"1/{part}",
         f"{patches:,}",
@@ -92,7 +91,7 @@ def _speed(options: homes.SpecOptions, part: int, size: tuple[int, int], runtime
 
 
 def _quality(folder: Path, options: homes.SpecOptions, mode: str) -> list[str]:
-    extractor = _extractor(options, mode)
+    extractor = _extractor(options, mode, Way())
     pictures = [
         (file.parent.name, image)
         for file in homes.image_files(folder)

@@ -1,7 +1,7 @@
 """Ways to run one network over the same patches, and whether they give the same vectors.
 
 The forward pass alone, in patches a second, each way once a round in turn; the median counts. The
-low precisions run where the processor has instructions for them, OpenVINO where it is installed.
+low precisions run where the processor has instructions for them.
 "Set-up" is what the first pass costs more than the others: exporting, compiling. Cosines are to the
 first way, the lowest of the batch.
 
@@ -10,7 +10,6 @@ first way, the lowest of the batch.
 
 import argparse
 import copy
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -25,8 +24,8 @@ from torch.nn.functional import cosine_similarity
 
 from extractor.backbone import resolve
 from extractor.compiled import compiled
-from extractor.device import DTYPES, FLOAT32, candidates, choose_device
-from extractor.onnx import OnnxNetwork, export
+from extractor.device import DTYPES, EXPORTED, FLOAT32, candidates, choose_device
+from extractor.onnx import ExportedNetwork, export
 from patchstore.bench import home as homes
 from patchstore.bench.report import machine, table
 
@@ -48,11 +47,16 @@ def main() -> None:
         "torch": (lambda: network, rows),
         "torch, norms folded": (lambda: folded, rows),
         "torch.compile, frozen": (lambda: compiled(folded), rows),
-        "ONNX Runtime": (lambda: OnnxNetwork(folded, spec.side), rows),
+        "OpenVINO, float32": (lambda: openvino(folded, spec.side), rows),
     }
-    if importlib.util.find_spec("openvino"):
-        ways["OpenVINO"] = (lambda: openvino(folded, spec.side), rows)
-    for precision in candidates(device):
+    native = (FLOAT32, *candidates(device))
+    for runtime, precision in EXPORTED.items():
+        if precision in native:
+            ways[f"{runtime}, {precision}"] = (
+                lambda r=runtime: ExportedNetwork(folded, spec.side, r),  # type: ignore[misc]
+                rows,
+            )
+    for precision in native[1:]:
         ways[f"torch, norms folded, {precision}"] = (lambda p=precision: low(folded, p), rows)  # type: ignore[misc]
         ways[f"torch.compile, frozen, {precision}"] = (
             lambda p=precision: low(compiled(folded), p),  # type: ignore[misc]

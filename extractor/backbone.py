@@ -18,7 +18,7 @@ from .errors import SpecError, WeightsError
 from .field import Field, measure_field
 from .grid import EdgePolicy, check_geometry
 from .network import CutNetwork, DenseNetwork, fold_norms, split_at_pooling
-from .onnx import OnnxNetwork, export_folder, is_exported
+from .onnx import ExportedNetwork, export_folder, is_exported
 from .pooling import check_poolable, finite
 from .spec import PENULTIMATE, FeatureSpec, Metric, Mode, Pooling, Recipe
 from .weights import (
@@ -50,7 +50,7 @@ class Backbone:
         dim: length of a vector.
         weights_sha256: of the tensors in use, see `extractor.weights.tensor_digest`.
         smallest: side of what the network can be given at least, in pixels.
-        export_folder: where its export to ONNX Runtime is kept; None: nowhere.
+        export_folder: where its export to other runtimes is kept; None: nowhere.
     """
 
     network: nn.Module
@@ -59,7 +59,9 @@ class Backbone:
     smallest: int = 1
     export_folder: Path | None = None
     _folded: dict[int, nn.Module] = field(default_factory=dict, init=False, repr=False)
-    _by_onnx: dict[int, OnnxNetwork] = field(default_factory=dict, init=False, repr=False)
+    _exported: dict[tuple[int, str], ExportedNetwork] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def folded(self, side: int) -> nn.Module:
         """The same function of patches of S = `side`, with its batch norms folded: faster."""
@@ -67,16 +69,17 @@ class Backbone:
             self._folded[side] = fold_norms(self.network, side)
         return self._folded[side]
 
-    def by_onnx(self, side: int) -> OnnxNetwork:
-        """The folded network run by ONNX Runtime, exported once. Raises DeviceError."""
-        if side not in self._by_onnx:
-            self._by_onnx[side] = OnnxNetwork(self.folded(side), side, self.export_folder)
-        return self._by_onnx[side]
+    def exported(self, side: int, runtime: str) -> ExportedNetwork:
+        """The folded network run by another runtime than torch. Raises DeviceError."""
+        if (side, runtime) not in self._exported:
+            network = ExportedNetwork(self.folded(side), side, runtime, self.export_folder)
+            self._exported[side, runtime] = network
+        return self._exported[side, runtime]
 
     @property
     def is_exported(self) -> bool:
-        """Whether `by_onnx` takes no time to speak of."""
-        return bool(self._by_onnx) or is_exported(self.export_folder)
+        """Whether `exported` takes no time to speak of."""
+        return bool(self._exported) or is_exported(self.export_folder)
 
     @cached_property
     def field(self) -> Field:
@@ -147,7 +150,7 @@ def load_backbone(spec: FeatureSpec, weights_source: str, exports: Path | None =
     Args:
         spec: whose network it is.
         weights_source: see `ResolvedSpec`.
-        exports: folder in which networks exported to ONNX Runtime are kept; None: none are.
+        exports: folder in which exported networks are kept; None: none are.
 
     Raises:
         WeightsError: when the weights cannot be had, or hash to something else.

@@ -11,7 +11,9 @@ from .errors import DeviceError
 from .spec import Mode
 
 FLOAT32 = "float32"
-TORCH, ONNX, COMPILED = "torch", "onnxruntime", "torch.compile"
+TORCH, ONNX, OPENVINO, COMPILED = "torch", "onnxruntime", "openvino", "torch.compile"
+# Runtimes of networks that were exported, on the CPU, and in which precision each is the fastest.
+EXPORTED = {ONNX: FLOAT32, OPENVINO: "bf16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -106,8 +108,9 @@ def check_runtime(way: Way, device: torch.device, mode: Mode) -> None:
     """
     if way.runtime == COMPILED and mode == "dense":
         raise DeviceError(f"{way.runtime} runs the mode exact only")
-    if way.runtime == ONNX and (device.type != "cpu" or way.precision != FLOAT32):
-        raise DeviceError(f"{ONNX} runs on the CPU in float32 only")
+    precision = EXPORTED.get(way.runtime, way.precision)
+    if precision != way.precision or (way.runtime in EXPORTED and device.type != "cpu"):
+        raise DeviceError(f"{way.runtime} runs on the CPU in {precision} only")
 
 
 def arithmetic(way: Way, device: torch.device) -> AbstractContextManager[object]:

@@ -23,8 +23,8 @@ from .dense import DensePass, Pixels
 from .device import (
     COMPILED,
     DTYPES,
+    EXPORTED,
     FLOAT32,
-    ONNX,
     TORCH,
     Way,
     arithmetic,
@@ -80,19 +80,20 @@ class FeatureExtractor:
         self.way = Way(precision, runtime)
         check_runtime(self.way, self.device, spec.mode)
         self.batch_size = batch_size
-        shared = self.device.type == "cpu" and precision == FLOAT32
+        plain = precision == FLOAT32 or runtime in EXPORTED
+        shared = self.device.type == "cpu" and plain
         folded = backbone.folded(spec.side)
         network = folded if shared else copy.deepcopy(folded)
         self._network = cast(CutNetwork, network.to(self.device))
-        if precision != FLOAT32:
+        if not plain:
             cast_once(self._network, DTYPES[precision])
         self._cutter = PatchCutter(spec, self.device)
         self._transfers = Transfers(self.device)
         self._turn = threading.Lock()
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
         self._run = main_part(self._network)
-        if runtime == ONNX:
-            self._run = backbone.by_onnx(spec.side)
+        if runtime in EXPORTED:
+            self._run = backbone.exported(spec.side, runtime)
         elif runtime == COMPILED:
             self._compile()
 

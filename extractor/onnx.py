@@ -1,4 +1,4 @@
-"""The same network run by ONNX Runtime: on a CPU without bf16 half as fast again as torch."""
+"""The same network run by another runtime than torch, which is faster on a CPU: see `.sessions`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .device import EXPORTED, FLOAT32
 from .errors import DeviceError
 from .network import DenseNetwork, main_part
+from .sessions import Session, open_session
 from .spec import FeatureSpec
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +28,19 @@ _ANY = torch.export.Dim.DYNAMIC
 _FILE = "network.onnx"  # in a folder of its own, for its weights lie beside it: ONNX ends at 2 GB
 _KEPT = 8  # exports, each as large as its network: 45 MB for a ResNet-18
 _UNEVEN = 5  # pixels by which a rectangle that a dense network is tried on is no square
-_TOLERANCE = 1e-4  # of the largest value; rounding alone gives 1e-6
+# Of the largest value; rounding alone gives 1e-6, and 1e-2 in bf16.
+_TOLERANCE = {FLOAT32: 1e-4, "bf16": 0.1}
 
 
-class OnnxNetwork:
-    """A network as a session of ONNX Runtime, float32 on the CPU.
+class ExportedNetwork:
+    """A network as a session of another runtime, on the CPU.
 
     Of a dense network it is the part before the pooling, which is run on rectangles of any size.
     """
 
-    def __init__(self, network: nn.Module, side: int, export_folder: Path | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, side: int, runtime: str, export_folder: Path | None = None
+    ) -> None:
         """Export a network, which takes seconds, unless that was done before.
 
         A session is only used when it gives what the network gives of noise.
@@ -47,18 +48,18 @@ class OnnxNetwork:
         Args:
             network: float32 (N, 3, S, S) to float32 (N, D), in eval mode. Left as it is.
             side: S; of a dense network, of what it is tried on.
+            runtime: one of `device.EXPORTED`.
             export_folder: where this network's export is kept, see `export_folder`; None: nowhere.
 
         Raises:
             DeviceError: it cannot be exported, or not be run.
         """
+        trial = _Trial(network, side, runtime)
         try:
-            self._session = _kept(network, side, export_folder) or _exported(
-                network, side, export_folder
-            )
+            self._session = _kept(trial, export_folder) or _exported(trial, export_folder)
         except Exception as error:  # exporting runs a network's own Python: anything may come out
             line = " ".join(str(error).split())[:200]
-            raise DeviceError(f"ONNX Runtime cannot run this network: {line}") from error
+            raise DeviceError(f"{runtime} cannot run this network: {line}") from error
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Run normalised patches, float32 (N, 3, S, S) channels last, to vectors (N, D).
@@ -79,15 +80,10 @@ class _ByRows(nn.Module):
         return main_part(self.network)(rows.permute(0, 3, 1, 2))
 
 
-def runtime_version() -> str:
-    """Name the library with its version: what it can do changes with it."""
-    return f"onnxruntime {version('onnxruntime')}"
-
-
 def export(network: nn.Module, side: int, file: Path) -> None:
     """Write a network as ONNX: `rows`, float32 (N, S, S, 3), to vectors (N, D).
 
-    Of a dense network, what `OnnxNetwork` runs: rows (N, H, W, 3) to maps (N, C, h, w).
+    Of a dense network, what `ExportedNetwork` runs: rows (N, H, W, 3) to maps (N, C, h, w).
     """
     dense = isinstance(network, DenseNetwork)
     # Two, for a batch of one would become part of the graph; so would a width that is the height.
@@ -109,9 +105,7 @@ def export(network: nn.Module, side: int, file: Path) -> None:
 
 def export_folder(folder: Path, spec: FeatureSpec) -> Path:
     """Name the folder in which the export of a spec's network is kept, by all that decides it."""
-    libraries = [
-        f"{name} {version(name)}" for name in ("torch", "torchvision", "onnx", "onnxruntime")
-    ]
+    libraries = [f"{name} {version(name)}" for name in ("torch", "torchvision", "onnx")]
     return folder / sha256(" ".join([spec.digest, *libraries]).encode()).hexdigest()[:32]
 
 
@@ -120,15 +114,39 @@ def is_exported(export_folder: Path | None) -> bool:
     return export_folder is not None and (export_folder / _FILE).is_file()
 
 
-def _kept(
-    network: nn.Module, side: int, export_folder: Path | None
-) -> onnxruntime.InferenceSession | None:
+class _Trial:
+    """Opens exports of one network by one runtime, and believes none that it has not tried."""
+
+    def __init__(self, network: nn.Module, side: int, runtime: str) -> None:
+        self.network = network
+        self.side = side
+        self._runtime = runtime
+
+    def open(self, file: Path) -> Session:
+        """The session of an export. Raises ValueError unless it gives what the network gives."""
+        session = open_session(self._runtime, file, threads=torch.get_num_threads())
+        tolerance = _TOLERANCE[EXPORTED[self._runtime]]
+        generator = torch.Generator().manual_seed(0)
+        for shape in _tried_shapes(self.network, self.side):
+            noise = torch.randn(shape, generator=generator)
+            with torch.inference_mode():
+                expected, found = main_part(self.network)(noise), _run(session, noise)
+            if expected.shape != found.shape:
+                raise ValueError(
+                    f"its maps are of {tuple(found.shape)}, not {tuple(expected.shape)}"
+                )
+            difference = (expected - found).abs().max() / expected.abs().max()
+            if not difference <= tolerance:  # NaN is no agreement either
+                raise ValueError(f"its vectors differ by {difference:.0e}")
+        return session
+
+
+def _kept(trial: _Trial, export_folder: Path | None) -> Session | None:
     """The session of an earlier export, in working order."""
     if export_folder is None or not is_exported(export_folder):
         return None
     try:
-        session = _open(export_folder / _FILE)
-        _check_on_noise(session, network, side)
+        session = trial.open(export_folder / _FILE)
         os.utime(export_folder)  # `_forget` deletes what was not used for longest
     except Exception as error:  # a file that was cut off makes any trouble
         log.warning("exporting again: %s (%s)", export_folder, " ".join(str(error).split())[:200])
@@ -136,14 +154,11 @@ def _kept(
     return session
 
 
-def _exported(
-    network: nn.Module, side: int, export_folder: Path | None
-) -> onnxruntime.InferenceSession:
+def _exported(trial: _Trial, export_folder: Path | None) -> Session:
     """The session of a fresh export, which is kept where that is possible."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
-        export(network, side, Path(made) / _FILE)
-        session = _open(Path(made) / _FILE)
-        _check_on_noise(session, network, side)
+        export(trial.network, trial.side, Path(made) / _FILE)
+        session = trial.open(Path(made) / _FILE)
         if export_folder is not None:
             _keep(Path(made), export_folder)
     return session
@@ -171,20 +186,6 @@ def _forget(folder: Path) -> None:
             shutil.rmtree(old)
 
 
-def _check_on_noise(session: onnxruntime.InferenceSession, network: nn.Module, side: int) -> None:
-    """Raise ValueError unless a session gives what its network gives."""
-    generator = torch.Generator().manual_seed(0)
-    for shape in _tried_shapes(network, side):
-        noise = torch.randn(shape, generator=generator)
-        with torch.inference_mode():
-            expected, found = main_part(network)(noise), _run(session, noise)
-        if expected.shape != found.shape:
-            raise ValueError(f"its maps are of {tuple(found.shape)}, not {tuple(expected.shape)}")
-        difference = (expected - found).abs().max() / expected.abs().max()
-        if not difference <= _TOLERANCE:  # NaN is no agreement either
-            raise ValueError(f"its vectors differ by {difference:.0e}")
-
-
 def _tried_shapes(network: nn.Module, side: int) -> list[tuple[int, int, int, int]]:
     if not isinstance(network, DenseNetwork):
         return [(2, 3, side, side)]
@@ -192,20 +193,5 @@ def _tried_shapes(network: nn.Module, side: int) -> list[tuple[int, int, int, in
     return [(1, 3, side + more, side + _UNEVEN - more) for more in range(4)]
 
 
-def _run(session: onnxruntime.InferenceSession, patches: Tensor) -> Tensor:
-    rows = patches.permute(0, 2, 3, 1).contiguous()
-    (vectors,) = session.run(None, {"rows": rows.numpy()})
-    return torch.from_numpy(vectors)
-
-
-def _open(file: Path) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # It would keep a plan of its memory for every size of rectangle, and half as much memory again.
-    options.enable_mem_pattern = False
-    # A thread that waits would take its core from whatever decodes, writes or answers beside it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors: it warns of every optimisation that it leaves out
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+def _run(session: Session, patches: Tensor) -> Tensor:
+    return torch.from_numpy(session(patches.permute(0, 2, 3, 1).contiguous().numpy()))

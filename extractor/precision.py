@@ -14,22 +14,31 @@ from numpy.typing import NDArray
 from .arrays import DecodedImage, PatchFeatures
 from .backbone import Backbone
 from .compiled import compiler_version
-from .device import COMPILED, FLOAT32, ONNX, Way, candidates, choose_device, device_kind
+from .device import (
+    COMPILED,
+    EXPORTED,
+    FLOAT32,
+    TORCH,
+    Way,
+    candidates,
+    choose_device,
+    device_kind,
+)
 from .errors import DeviceError
 from .features import FeatureExtractor
-from .onnx import runtime_version
+from .sessions import runtime_version
 from .spec import FeatureSpec
 
 __all__ = ["PrecisionCheck", "candidates", "check_kind", "check_precision", "device_kind"]
 
 MIN_COSINE = 0.999
-# ONNX Runtime saves a third of the time, but exporting a network to it takes 5 s (ResNet-18) and
-# more, and opening what was exported before half a second: a run with fewer patches is over before
-# that is repaid.
+# Other runtimes save a third of the time in float32 and half in bf16, but exporting a network takes
+# 5 s (ResNet-18) and more, and opening what was exported before half a second: a run with fewer
+# patches is over before that is repaid.
 _EXPORT_REPAYS_FROM = 5000
 _OPENING_REPAYS_FROM = 500
-# Compiling takes as long as some 250 patches in float32 (ResNet-18: 7 s, ResNet-50: 13 s), or 2,000
-# in bf16, and gains a sixth of the time. On a GPU that is an estimate: 40 s of 3,000 patches.
+# Compiling takes as long as some 2,000 patches in bf16 (ResNet-18: 7 s, ResNet-50: 13 s), and gains
+# a sixth of the time. On a GPU that is an estimate: 40 s of 3,000 patches.
 _COMPILING_REPAYS_FROM = {"cpu": 20_000, "cuda": 300_000}
 
 
@@ -65,8 +74,8 @@ def check_kind(
     """Name what the outcome of `check_precision` depends on, beside the network's weights."""
     target = choose_device(device)
     names = [device_kind(target)]
-    if _tries_onnx(spec, backbone, target, patches):
-        names.append(runtime_version())
+    for way in _exported_ways(spec, backbone, target, patches):
+        names.append(runtime_version(way.runtime))
     if _tries_compiling(spec, target, patches):
         names.append(compiler_version())
     return ", ".join(names)
@@ -97,28 +106,30 @@ def check_precision(
     """
     target, kind = choose_device(device), check_kind(spec, backbone, device, patches)
     ways = [Way(precision) for precision in candidates(target)]
-    if _tries_onnx(spec, backbone, target, patches):
-        ways.append(Way(FLOAT32, ONNX))
+    ways += _exported_ways(spec, backbone, target, patches)
     if not ways or not sample:
         reason = "no patch to compare by" if ways else "no faster way on this device"
         return PrecisionCheck(kind, Way(), 1.0, 1.0, f"{kind}: float32 ({reason})")
     trial = _Trial(spec, backbone, sample, device)
     for way in ways:
         trial.attempt(way)
-    # Minutes for each precision: only the best one is worth them.
-    if trial.chosen.way != Way() and _tries_compiling(spec, target, patches):
-        trial.attempt(Way(trial.chosen.way.precision, COMPILED))
+    # Minutes for each precision: only the best one is worth them, where nothing else beat torch.
+    best = trial.chosen.way
+    if best != Way() and best.runtime == TORCH and _tries_compiling(spec, target, patches):
+        trial.attempt(Way(best.precision, COMPILED))
     return trial.outcome(kind)
 
 
-def _tries_onnx(
+def _exported_ways(
     spec: FeatureSpec, backbone: Backbone, target: torch.device, patches: int | None
-) -> bool:
-    """With bf16 instructions torch is faster than ONNX Runtime, which has no kernels for them."""
-    if target.type != "cpu" or candidates(target):
-        return False
+) -> list[Way]:
+    """Those of other runtimes, where the work repays the export."""
     least = _OPENING_REPAYS_FROM if backbone.is_exported else _EXPORT_REPAYS_FROM
-    return patches is None or patches * _share_computed(spec) >= least
+    repaid = patches is None or patches * _share_computed(spec) >= least
+    if target.type != "cpu" or not repaid:
+        return []
+    native = (FLOAT32, *candidates(target))
+    return [Way(each, runtime) for runtime, each in EXPORTED.items() if each in native]
 
 
 def _share_computed(spec: FeatureSpec) -> float:
@@ -127,7 +138,7 @@ def _share_computed(spec: FeatureSpec) -> float:
 
 
 def _tries_compiling(spec: FeatureSpec, target: torch.device, patches: int | None) -> bool:
-    """In float32 it gains a twentieth, and on a CPU less than ONNX Runtime does."""
+    """In float32 it gains a twentieth, and on a CPU less than other runtimes do."""
     if not candidates(target) or spec.mode != "exact":
         return False
     return patches is None or patches >= _COMPILING_REPAYS_FROM[target.type]

@@ -15,7 +15,7 @@ from extractor.allocator import keep_freed_memory
 from extractor.arrays import DecodedImage
 from extractor.backbone import Backbone, resolve
 from extractor.compiled import compiled
-from extractor.device import COMPILED, ONNX, TORCH, Way, arithmetic, choose_device
+from extractor.device import COMPILED, EXPORTED, Way, arithmetic, choose_device
 from extractor.errors import ImageError
 from extractor.grid import spec_grid
 from extractor.images import read_image
@@ -106,13 +106,10 @@ def prepare(
 
 def as_the_flow_runs_it(bare: Bare, spec: FeatureSpec, backbone: Backbone) -> Bare:
     """The same pass by the runtime of its way, batch norms folded."""
+    if bare.way.runtime in EXPORTED:
+        return replace(bare, network=backbone.exported(spec.side, bare.way.runtime))
     folded = backbone.folded(spec.side).to(bare.device)
-    runners: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
-        TORCH: lambda: folded,
-        ONNX: lambda: backbone.by_onnx(spec.side),
-        COMPILED: lambda: compiled(folded),
-    }
-    return replace(bare, network=runners[bare.way.runtime]())
+    return replace(bare, network=compiled(folded) if bare.way.runtime == COMPILED else folded)
 
 
 def cores_to_use(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from extractor import features as module
 from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
-from extractor.device import COMPILED, ONNX
+from extractor.device import COMPILED, EXPORTED, FLOAT32, ONNX, OPENVINO, TORCH
 from extractor.errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from extractor.features import FeatureExtractor
 from extractor.patches import reflect
@@ -56,15 +56,18 @@ def test_the_batch_size_does_not_change_a_vector(tiny_spec, mean_colour, decode,
 
 
 @pytest.mark.parametrize("mode", ["exact", "dense"])
-def test_onnx_runtime_gives_the_vectors_of_torch(mode, decode, noise):
+@pytest.mark.parametrize(("runtime", "tolerance"), [(ONNX, 1e-5), (OPENVINO, 2**-8)])
+def test_other_runtimes_give_the_vectors_of_torch(runtime, tolerance, mode, bf16, decode, noise):
     found = resolve(Recipe("squeezenet1_1", "random:0", patch_size=64, stride=32, mode=mode))
     images = [decode(noise(130, 70, seed), found.spec) for seed in range(3)]
-    by_torch, by_onnx = (
-        cpu(found.spec, found.backbone, runtime=runtime, batch_size=7).extract(images)
-        for runtime in ("torch", "onnxruntime")
+    by_torch, by_other = (
+        cpu(found.spec, found.backbone, precision=precision, runtime=way, batch_size=7).extract(
+            images
+        )
+        for precision, way in ((FLOAT32, TORCH), (EXPORTED[runtime], runtime))
     )
-    for a, b in zip(by_torch, by_onnx, strict=True):
-        assert b.vectors == pytest.approx(a.vectors, abs=1e-5)
+    for a, b in zip(by_torch, by_other, strict=True):
+        assert b.vectors == pytest.approx(a.vectors, abs=tolerance)
 
 
 def test_the_mode_dense_is_not_compiled(tiny_spec, mean_colour):
@@ -73,10 +76,13 @@ def test_the_mode_dense_is_not_compiled(tiny_spec, mean_colour):
         cpu(dense, mean_colour, runtime=COMPILED)
 
 
-def test_onnx_runtime_is_refused_for_a_low_precision(tiny_spec, mean_colour, monkeypatch):
+@pytest.mark.parametrize(("runtime", "precision"), [(ONNX, "bf16"), (OPENVINO, "float32")])
+def test_a_runtime_is_refused_for_a_precision_that_is_not_its_own(
+    runtime, precision, tiny_spec, mean_colour, monkeypatch
+):
     monkeypatch.setattr(module, "check_device_precision", lambda *_: None)
-    with pytest.raises(DeviceError, match="in float32 only"):
-        cpu(tiny_spec, mean_colour, runtime=ONNX, precision="bf16")
+    with pytest.raises(DeviceError, match=f"{runtime} runs on the CPU in {EXPORTED[runtime]} only"):
+        cpu(tiny_spec, mean_colour, runtime=runtime, precision=precision)
 
 
 def test_no_images_give_no_features(tiny_spec, mean_colour):

@@ -1,4 +1,4 @@
-"""A network is exported to ONNX Runtime once, and what is kept of that is never believed."""
+"""A network is exported once for every runtime, and what is kept of that is never believed."""
 
 import copy
 import shutil
@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from extractor import onnx
+from extractor.device import EXPORTED, ONNX, OPENVINO
 from extractor.errors import DeviceError
 from extractor.network import DenseNetwork
-from extractor.onnx import OnnxNetwork, export_folder, is_exported
+from extractor.onnx import ExportedNetwork, export_folder, is_exported
 
 SIDE = 8
 EXPORT = onnx.export
@@ -54,63 +55,67 @@ def kept(tmp_path):
     return tmp_path / "networks" / "one"
 
 
-def same(ours, theirs=None):
+def same(ours, theirs=None, tolerance=1e-5):
     expected = (theirs or network())(NOISE).detach().numpy()
-    np.testing.assert_allclose(ours(NOISE).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(ours(NOISE).numpy(), expected, atol=tolerance)
 
 
-def test_another_process_finds_the_export(kept, exports):
+def test_another_process_and_another_runtime_find_the_export(kept, exports):
     assert not is_exported(kept)
     for _ in range(2):
-        same(OnnxNetwork(network(), SIDE, kept))
+        same(ExportedNetwork(network(), SIDE, ONNX, kept))
+        same(ExportedNetwork(network(), SIDE, OPENVINO, kept), tolerance=2**-6)
     assert len(exports) == 1 and is_exported(kept)
 
 
+@pytest.mark.parametrize("runtime", EXPORTED)
 @pytest.mark.parametrize("keep", [0, 100, -100])
-def test_a_file_that_was_cut_off_is_made_again(keep, kept, exports):
-    OnnxNetwork(network(), SIDE, kept)
+def test_a_file_that_was_cut_off_is_made_again(keep, runtime, kept, exports):
+    ExportedNetwork(network(), SIDE, runtime, kept)
     for file in kept.iterdir():
         file.write_bytes(file.read_bytes()[:keep])
-    same(OnnxNetwork(network(), SIDE, kept))
-    OnnxNetwork(network(), SIDE, kept)
+    same(ExportedNetwork(network(), SIDE, runtime, kept), tolerance=2**-6)
+    ExportedNetwork(network(), SIDE, runtime, kept)
     assert len(exports) == 2
 
 
 def test_an_export_that_gives_other_vectors_is_made_again(kept, exports):
-    OnnxNetwork(network(0), SIDE, kept)
-    same(OnnxNetwork(network(1), SIDE, kept), network(1))
+    ExportedNetwork(network(0), SIDE, ONNX, kept)
+    same(ExportedNetwork(network(1), SIDE, ONNX, kept), network(1))
     assert len(exports) == 2
 
 
-def test_a_fresh_export_that_gives_other_vectors_is_refused():
+@pytest.mark.parametrize("runtime", EXPORTED)
+def test_a_fresh_export_that_gives_other_vectors_is_refused(runtime):
     other = network(0)
     other.seed = 1
-    with pytest.raises(DeviceError, match="its vectors differ by"):
-        OnnxNetwork(other, SIDE)
+    with pytest.raises(DeviceError, match=f"{runtime} cannot run .*its vectors differ by"):
+        ExportedNetwork(other, SIDE, runtime)
 
 
-def test_a_session_whose_maps_are_of_another_size_is_refused(monkeypatch):
+@pytest.mark.parametrize("runtime", EXPORTED)
+def test_a_session_whose_maps_are_of_another_size_is_refused(runtime, monkeypatch):
     ends = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(3, 2, ceil_mode=True))
     dense = DenseNetwork(ends, nn.Identity()).eval()
     monkeypatch.setattr(onnx, "export", EXPORT)
-    assert OnnxNetwork(dense, 16)(NOISE).shape == dense.features(NOISE).shape
+    assert ExportedNetwork(dense, 16, runtime)(NOISE).shape == dense.features(NOISE).shape
     floor = DenseNetwork(copy.deepcopy(ends), nn.Identity()).eval()
     floor.trunk[1].ceil_mode = False
     monkeypatch.setattr(onnx, "export", lambda _network, *args: EXPORT(floor, *args))
     with pytest.raises(DeviceError, match=r"its maps are of \(1, 4, .*, not \(1, 4, "):
-        OnnxNetwork(dense, 16)
+        ExportedNetwork(dense, 16, runtime)
 
 
 def test_where_nothing_can_be_kept_the_network_runs_all_the_same(tmp_path, exports):
     (tmp_path / "networks").write_text("a file")
-    same(OnnxNetwork(network(), SIDE, tmp_path / "networks" / "one"))
+    same(ExportedNetwork(network(), SIDE, ONNX, tmp_path / "networks" / "one"))
     assert len(exports) == 1
 
 
 def test_what_was_not_used_for_longest_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "_KEPT", 2)
     for name in ("a", "b", "a", "c"):
-        OnnxNetwork(network(), SIDE, tmp_path / name)
+        ExportedNetwork(network(), SIDE, ONNX, tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
 
 

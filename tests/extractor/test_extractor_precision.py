@@ -9,7 +9,7 @@ from torch import nn
 from extractor import device as devices
 from extractor import onnx, precision
 from extractor.backbone import Backbone, resolve
-from extractor.device import FLOAT32, ONNX, Way
+from extractor.device import FLOAT32, ONNX, OPENVINO, Way
 from extractor.features import FeatureExtractor
 from extractor.images import read_image
 from extractor.precision import candidates, check_kind, check_precision, device_kind
@@ -17,6 +17,7 @@ from extractor.settings import ExtractorSettings
 from extractor.spec import Recipe
 
 CPU = torch.device("cpu")
+FEW = 10  # patches: too few for another runtime than torch
 
 
 class Slow(nn.Module):
@@ -42,32 +43,33 @@ def sample(tiny_spec, decode, noise):
 
 
 def test_a_precision_that_is_fast_and_right_is_chosen(bf16, tiny_spec, sample):
-    check = check_precision(tiny_spec, fake(Slow(1e-4)), sample, "cpu")
+    check = check_precision(tiny_spec, fake(Slow(1e-4)), sample, "cpu", FEW)
     assert check.way == Way("bf16")
     assert 0.999 <= check.min_cosine <= 1
     assert check.speedup > 1
 
 
 def test_a_precision_that_is_fast_and_wrong_is_not(bf16, tiny_spec, sample):
-    check = check_precision(tiny_spec, fake(Slow(1.0)), sample, "cpu")
+    check = check_precision(tiny_spec, fake(Slow(1.0)), sample, "cpu", FEW)
     assert (check.way, check.min_cosine, check.speedup) == (Way(), 1.0, 1.0)
     assert "bf16" in check.detail and "lowest cosine 0.9" in check.detail
     assert "\n" not in check.detail
 
 
 def test_a_precision_that_is_right_and_slow_is_not(bf16, tiny_spec, sample):
-    assert check_precision(tiny_spec, fake(Slow(0.0, lazy=False)), sample, "cpu").speedup == 1.0
+    check = check_precision(tiny_spec, fake(Slow(0.0, lazy=False)), sample, "cpu", FEW)
+    assert check.speedup == 1.0
 
 
 def test_a_precision_that_overflows_is_not(bf16, tiny_spec, sample):
-    check = check_precision(tiny_spec, fake(Slow(float("inf"))), sample, "cpu")
+    check = check_precision(tiny_spec, fake(Slow(float("inf"))), sample, "cpu", FEW)
     assert check.way == Way()
 
 
 def test_without_a_sample_or_a_candidate_it_is_float32(bf16, tiny_spec, sample, monkeypatch):
     assert check_precision(tiny_spec, fake(Slow(0.0)), [], "cpu").way == Way()
     monkeypatch.setattr(precision, "candidates", lambda _: ())
-    check = check_precision(tiny_spec, fake(Slow(0.0)), sample, "cpu", patches=10)
+    check = check_precision(tiny_spec, fake(Slow(0.0)), sample, "cpu", FEW)
     assert check.way == Way()
 
 
@@ -87,6 +89,13 @@ def test_onnx_runtime_is_tried_where_the_work_repays_it(without_bf16, tiny_spec,
     assert found.kind.startswith("cpu") and "onnxruntime" in found.kind
     small = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=4999)
     assert "onnxruntime" not in small.detail + small.kind
+
+
+def test_with_bf16_openvino_is_tried_too(bf16, tiny_spec, sample):
+    found = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=5000)
+    for way in (Way("bf16"), Way(FLOAT32, ONNX), Way("bf16", OPENVINO)):
+        assert f"{way} " in found.detail
+    assert "onnxruntime" in found.kind and "openvino" in found.kind
 
 
 def test_dense_patches_repay_it_by_what_they_do_not_share(without_bf16, tiny_spec):
@@ -128,7 +137,7 @@ def test_the_kind_of_a_check_is_known_before_it(without_bf16, tiny_spec, sample)
 def test_a_network_that_onnx_runtime_cannot_run_stays_with_torch(without_bf16, tiny_spec, sample):
     check = check_precision(tiny_spec, fake(Unexportable()), sample, "cpu")
     assert check.way == Way()
-    assert "ONNX Runtime cannot run this network" in check.detail and "\n" not in check.detail
+    assert f"{ONNX} cannot run this network" in check.detail and "\n" not in check.detail
 
 
 class Mean(nn.Module):
@@ -145,7 +154,7 @@ class Unexportable(nn.Module):
         return patches.mean((2, 3)) * (1 if float(patches.sum()) > 0 else 2)
 
 
-@pytest.mark.parametrize("way", [Way(), Way("bf16"), Way(FLOAT32, ONNX)], ids=str)
+@pytest.mark.parametrize("way", [Way(), Way("bf16"), Way("bf16", OPENVINO)], ids=str)
 def test_a_way_is_known_by_its_name(way):
     assert Way.parse(str(way)) == way
 

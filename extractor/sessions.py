@@ -1,0 +1,65 @@
+"""Runtimes of exported networks: each opens a file and gives what runs it.
+
+On a CPU both beat torch, see docs/benchmarks.md: ONNX Runtime in float32, OpenVINO in bf16, which
+ONNX Runtime has no kernels for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .device import ONNX, OPENVINO
+
+# Pixels as they lie in memory, float32 (N, H, W, 3), to vectors (N, D) or maps (N, C, h, w).
+Session = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def open_session(runtime: str, file: Path, *, threads: int) -> Session:
+    """Open an exported network, on the CPU, in the precision that `device.EXPORTED` has for it."""
+    return {ONNX: _by_onnx, OPENVINO: _by_openvino}[runtime](file, threads)
+
+
+def runtime_version(runtime: str) -> str:
+    """Name the library with its version: what it can do changes with it."""
+    return f"{runtime} {version(runtime)}"
+
+
+def _by_onnx(file: Path, threads: int) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # It would keep a plan of its memory for every size of rectangle, and half as much memory again.
+    options.enable_mem_pattern = False
+    # A thread that waits would take its core from whatever decodes, writes or answers beside it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors: it warns of every optimisation that it leaves out
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def run(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        (output,) = session.run(None, {"rows": rows})
+        return np.asarray(output)
+
+    return run
+
+
+def _by_openvino(file: Path, threads: int) -> Session:
+    import openvino
+
+    options = {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "INFERENCE_NUM_THREADS": threads,
+        # Two runs on one machine would be pinned to the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    model = openvino.Core().compile_model(file, "CPU", options)
+
+    def run(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(model([rows])[0])
+
+    return run
