@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from .spec import FeatureSpec
 __all__ = ["PrecisionCheck", "candidates", "check_kind", "check_precision", "device_kind"]
 
 MIN_COSINE = 0.999
+_MEASURED_S = 0.5  # of each way, and one pass at least
 # Other runtimes save a third of the time in float32 and half in bf16, but exporting a network takes
 # 5 s (ResNet-18) and more, and opening what was exported before half a second: a run with fewer
 # patches is over before that is repaid.
@@ -91,7 +93,7 @@ def check_precision(
     """Choose the fastest way of computing whose vectors agree with float32's.
 
     It must be faster than torch in float32 and reach a cosine of 0.999 in every row of the sample.
-    Takes about one pass over the sample a candidate, and one for float32.
+    Takes half a second or two passes over the sample a candidate, and as much for float32.
 
     Args:
         spec: whose vectors they are.
@@ -194,12 +196,18 @@ def _measure(
     extractor = FeatureExtractor(
         spec, backbone, device=device, precision=way.precision, runtime=way.runtime
     )
-    extractor.extract(sample[:1])  # the first pass allocates and chooses kernels
-    start = time.perf_counter()
-    results = extractor.extract(sample)
-    seconds = time.perf_counter() - start
+    results = extractor.extract(
+        sample
+    )  # the first pass allocates, and chooses kernels for its size
     vectors = [found.vectors if isinstance(found, PatchFeatures) else None for found in results]
-    return _Measured(way, vectors, sum(len(image.grid) for image in sample) / seconds)
+    # The fastest pass counts: whatever else runs on a machine only makes one slower.
+    fastest, left = math.inf, _MEASURED_S
+    while left > 0:
+        begun = time.perf_counter()
+        extractor.extract(sample)
+        seconds = time.perf_counter() - begun
+        fastest, left = min(fastest, seconds), left - seconds
+    return _Measured(way, vectors, sum(len(image.grid) for image in sample) / fastest)
 
 
 def _lowest_cosine(
