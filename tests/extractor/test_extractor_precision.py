@@ -98,6 +98,13 @@ def test_with_bf16_openvino_is_tried_too(bf16, tiny_spec, sample):
     assert "onnxruntime" in found.kind and "openvino" in found.kind
 
 
+def test_a_moment_in_which_something_else_ran_decides_nothing(bf16, tiny_spec, sample, monkeypatch):
+    taken = {Way(): [2.0, 2.0, 2.0], Way("bf16"): [9.0, 1.0, 9.0]}
+    monkeypatch.setattr(precision, "_seconds", lambda extractor, _: taken[extractor.way].pop())
+    check = check_precision(tiny_spec, fake(Mean()), sample, "cpu", FEW)
+    assert (check.way, check.speedup) == (Way("bf16"), 2.0)
+
+
 def test_dense_patches_repay_it_by_what_they_do_not_share(without_bf16, tiny_spec):
     half = {"stride": tiny_spec.patch_size // 2, "mode": "dense"}
     dense = tiny_spec.model_copy(update=half)
