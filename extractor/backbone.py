@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchvision.models._api import WeightsEnum, get_model, list_models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from .errors import SpecError, WeightsError
-from .field import Field, measure_field
+from .field import Field, cell_counter, measure_field
 from .grid import EdgePolicy, check_geometry
 from .network import CutNetwork, DenseNetwork, fold_norms, split_at_pooling
 from .onnx import ExportedNetwork, export_folder, is_exported
@@ -86,6 +87,12 @@ class Backbone:
         """The receptive field of a dense network's cells. Raises SpecError where it has none."""
         assert isinstance(self.network, DenseNetwork)
         return measure_field(self.network.features, self.smallest)
+
+    @cached_property
+    def cells(self) -> Callable[[int], int]:
+        """Tells how many cells a dense network has along a side of so many pixels."""
+        assert isinstance(self.network, DenseNetwork)
+        return cell_counter(self.network.features, self.field, self.smallest)
 
 
 @dataclass(frozen=True, eq=False)

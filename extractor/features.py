@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from typing import cast
 
 import numpy as np
@@ -277,21 +276,13 @@ class FeatureExtractor:
             raise DeviceError(f"{COMPILED} cannot run this network: {line}") from error
 
     def _dense_pass(self, backbone: Backbone, tile: int) -> DensePass:
-        shapes = copy.deepcopy(backbone.network).to("meta")
-        side = self.spec.side
-
-        @lru_cache(maxsize=1024)
-        def count(length: int) -> int:
-            probe = torch.empty(1, 3, side, length, device="meta")
-            return int(cast(DenseNetwork, shapes).features(probe).shape[3])
-
-        pixels = self.batch_size * side * side
+        pixels = self.batch_size * self.spec.side * self.spec.side
         return DensePass(
             self.spec.pooling,
             backbone.field,
             backbone.smallest,
             self._maps,
-            count,
+            backbone.cells,
             tile,
             pixels,
             self.device,

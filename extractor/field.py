@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -66,6 +67,30 @@ def measure_field(maps: Maps, smallest: int = _SHORT) -> Field:
     )
     _check_on_noise(maps, field, short)
     return field
+
+
+def cell_counter(maps: Maps, field: Field, smallest: int) -> Callable[[int], int]:
+    """Make what tells how many cells a network has along a side of so many pixels.
+
+    A side that is longer by the stride has one cell more: every layer gives floor or ceil of
+    (length + constant) / its stride, which that passes through. So short sides tell of all.
+
+    Args:
+        maps: the network up to its feature map.
+        field: of its cells.
+        smallest: side of what it can be given at least, in pixels.
+    """
+    short = max(_SHORT, smallest)
+
+    @cache
+    def cells(length: int) -> int:
+        return _run(maps, torch.zeros(1, 3, short, length)).shape[3]
+
+    def count(length: int) -> int:
+        steps, rest = divmod(length - smallest, field.stride)
+        return cells(smallest + rest) + steps
+
+    return count
 
 
 class _Probe:

@@ -163,6 +163,16 @@ def test_a_network_is_split_where_it_pools(name: str) -> None:
 boxes = st.tuples(st.integers(0, 24), st.integers(0, 24), st.integers(1, 16), st.integers(1, 16))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "shufflenet_v2_x0_5"])
+def test_the_cells_of_a_long_side_are_known_from_short_ones(name: str) -> None:
+    backbone = resolve(Recipe(name, "random:0", mode="dense", patch_size=64, stride=64)).backbone
+    short = max(32, backbone.smallest)
+    with torch.inference_mode():
+        for length in (backbone.smallest, 64, 97, 101, 130, 255, 256, 257, 431):
+            probe = torch.zeros(1, 3, short, length)
+            assert backbone.cells(length) == backbone.network.features(probe).shape[3]
+
+
 @settings(max_examples=40, deadline=None)
 @given(box=boxes, pooling=st.sampled_from(["avg", "gem"]))
 def test_a_box_is_the_average_of_the_cells_over_exactly_that_box(
