@@ -1,5 +1,6 @@
 """The HNSW index: built once, in nobody's way, and exactly the one that searches ask for."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -239,3 +240,37 @@ def test_a_killed_rebuild_leaves_the_old_index_and_the_next_one_cleans_up(store,
     assert drop_leftovers(store.engine, spec) == 1
     assert drop_leftovers(store.engine, spec) == 0
     assert rebuild(store, spec)
+
+
+@pytest.mark.parametrize(("many", "expected"), [(10**9, 700), (0, 350)])
+def test_a_graph_built_with_more_candidates_is_searched_half_as_widely(
+    store, spec, monkeypatch, many, expected
+):
+    monkeypatch.setattr(index, "MANY_ROWS", many)
+    build(store, spec)
+    store.sql(f"UPDATE pg_class SET reltuples = 700000 WHERE oid = '{spec.partition}'::regclass")
+    assert store.scalar(f"SELECT patchstore.usual_ef_search({spec.id})") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 200),
+        ({"filter": {"a": 1}}, 400),
+        ({"prefix": "a"}, 400),
+        ({"image_ids": [1]}, 400),
+        ({"touching": [0, 0, 1, 1]}, 400),
+        ({"other_than": [1]}, 200),
+        ({"filter": {"a": 1}, "ef_search": 60}, 60),
+    ],
+    ids=str,
+)
+def test_where_much_is_left_out_the_index_is_searched_more_widely(store, spec, options, expected):
+    asked = {"query": str([1.0] * spec.dim), "k": 5, **options}
+    found = store.scalar(
+        "SELECT (patchstore.check_question(s, jsonb_populate_record(NULL::patchstore.question,"
+        " CAST(:asked AS jsonb)))).ef_search FROM patchstore.feature_spec s WHERE id = :spec",
+        asked=json.dumps(asked),
+        spec=spec.id,
+    )
+    assert found == expected
