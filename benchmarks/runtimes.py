@@ -26,6 +26,7 @@ from extractor.backbone import resolve
 from extractor.compiled import compiled
 from extractor.device import DTYPES, EXPORTED, FLOAT32, candidates, choose_device
 from extractor.onnx import ExportedNetwork, export
+from extractor.sessions import load_openvino
 from patchstore.bench import home as homes
 from patchstore.bench.report import machine, table
 
@@ -127,8 +128,6 @@ def low(network: Pass, precision: str) -> Pass:
 
 def openvino(network: nn.Module, side: int) -> Pass:
     """By OpenVINO, float32, in as many threads as torch has."""
-    import openvino as ov
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
         export(network, side, file)
@@ -136,7 +135,7 @@ def openvino(network: nn.Module, side: int) -> Pass:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        model = ov.Core().compile_model(str(file), "CPU", options)
+        model = load_openvino().Core().compile_model(str(file), "CPU", options)
 
     def run(batch: Tensor) -> Tensor:
         return torch.from_numpy(np.array(model(batch.permute(0, 2, 3, 1).numpy())[0]))

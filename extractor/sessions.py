@@ -6,9 +6,12 @@ ONNX Runtime has no kernels for.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +51,23 @@ def _by_onnx(file: Path, threads: int) -> Session:
     return run
 
 
-def _by_openvino(file: Path, threads: int) -> Session:
+def load_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry: importing it tells its maker so, over the network."""
+    # Where the package is missing, it takes a stub that it brings along.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
+    return cast(ModuleType, openvino)
+
+
+def _by_openvino(file: Path, threads: int) -> Session:
     options = {
         "INFERENCE_PRECISION_HINT": "bf16",
         "INFERENCE_NUM_THREADS": threads,
         # Two runs on one machine would be pinned to the same cores.
         "ENABLE_CPU_PINNING": False,
     }
-    model = openvino.Core().compile_model(file, "CPU", options)
+    model = load_openvino().Core().compile_model(file, "CPU", options)
 
     def run(rows: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(model([rows])[0])

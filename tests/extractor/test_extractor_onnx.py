@@ -1,7 +1,10 @@
 """A network is exported once for every runtime, and what is kept of that is never believed."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -104,6 +107,17 @@ def test_a_session_whose_maps_are_of_another_size_is_refused(runtime, monkeypatc
     monkeypatch.setattr(onnx, "export", lambda _network, *args: EXPORT(floor, *args))
     with pytest.raises(DeviceError, match=r"its maps are of \(1, 4, .*, not \(1, 4, "):
         ExportedNetwork(dense, 16, runtime)
+
+
+def test_openvino_tells_nobody_that_it_is_used(tmp_path):
+    code = (
+        "import sys; from extractor.sessions import load_openvino; load_openvino().Core(); "
+        "print(sys.modules['openvino.tools.ovc.telemetry_utils'].tm.__name__)"
+    )
+    home = {**os.environ, "HOME": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True)
+    assert told.stdout.strip() == "openvino.tools.ovc.telemetry_stub", told.stderr
+    assert not (tmp_path / "intel").exists()
 
 
 def test_where_nothing_can_be_kept_the_network_runs_all_the_same(tmp_path, exports):
