@@ -102,7 +102,7 @@ def test_a_dense_patch_is_found_again_by_its_region(
     paint("b.png", 1)
     names = ("--backbone", "squeezenet1_1", "--weights", "random:0", "--mode", "dense")
     assert command("spec", "add", "dense", *names, "--patch-size", 48, "--stride", 24).code == 0
-    # Stored in bf16, as `auto` may choose where a processor has it, it would be 1e-5 away from itself.
+    # Stored in bf16, which `auto` may choose where there is some, it is 1e-5 away from itself.
     stored = command("ingest", folder, "--spec", "dense", "--precision", "float32")
     assert stored.code == 0
     asked = command("search", "--image", image, "--region", "24,24,48,48", "--json", "--k", 1)
