@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import psycopg
-from numpy.typing import NDArray
 
 from db.engine import make_engine, parse_url
 from db.index import EF_CONSTRUCTION, EF_CONSTRUCTION_OF_MANY, M
@@ -25,10 +24,10 @@ from patchstore.bench.report import machine, table
 
 from .search_latency import timed
 from .search_store import (
-    HELD_OUT,
     Floats,
     Picture,
     Vectors,
+    count_rows,
     known_vectors,
     pictures,
     store,
@@ -56,7 +55,7 @@ def main() -> None:
             raise SystemExit("error: the truth is computed for the metric cosine")
         store(engine, spec, known, chosen)
         engine.dispose()
-        rows = sum(len(known.vectors[known.of(picture.owner)]) for picture in chosen)
+        rows = count_rows(known, chosen)
         lines: list[tuple[object, ...]] = []
         for m, width in arguments.graphs:
             key = spec.metric.index_key(spec.dim)
@@ -95,7 +94,7 @@ def nearest(known: Vectors, chosen: Sequence[Picture], queries: Floats) -> list[
 
 def _questions(known: Vectors, count: int) -> list[Question]:
     """Patches of images that are left out."""
-    among: NDArray[np.int64] = np.flatnonzero(known.owners % HELD_OUT == 0)
+    among = known.held_out()
     chosen = np.random.default_rng(1).choice(among, min(count, len(among)), replace=False)
     return [Question(known.vectors[i]) for i in chosen.tolist()]
 

@@ -24,7 +24,7 @@ from db.specs import StoredSpec, get_spec
 from patchstore.bench import home as homes
 from patchstore.bench.report import machine, table
 
-from .search_store import known_vectors, pictures, store, store_parser
+from .search_store import count_rows, known_vectors, pictures, store, store_parser
 
 WORKERS = (0, 1, 2)
 NO_ROOM = re.compile(r"no longer fits into maintenance_work_mem after (\d+) tuples")
@@ -41,7 +41,7 @@ def main() -> None:
         spec = get_spec(engine, homes.SPEC)
         chosen = pictures(known, arguments.rows)
         store(engine, spec, known, chosen)
-        rows = sum(len(known.vectors[known.of(picture.owner)]) for picture in chosen)
+        rows = count_rows(known, chosen)
         needed_mb = plan_build(spec.dim, rows, memory_mb=1 << 20, workers=0).needed_mb
         lines: list[tuple[object, ...]] = []
         fits = True

@@ -24,7 +24,7 @@ from torch.nn.functional import cosine_similarity
 
 from extractor.backbone import resolve
 from extractor.compiled import compiled
-from extractor.device import DTYPES, EXPORTED, FLOAT32, candidates, choose_device
+from extractor.device import DTYPES, FLOAT32, candidates, choose_device, exported_ways
 from extractor.onnx import ExportedNetwork, export
 from extractor.sessions import load_openvino
 from patchstore.bench import home as homes
@@ -50,14 +50,12 @@ def main() -> None:
         "torch.compile, frozen": (lambda: compiled(folded), rows),
         "OpenVINO, float32": (lambda: openvino(folded, spec.side), rows),
     }
-    native = (FLOAT32, *candidates(device))
-    for runtime, precision in EXPORTED.items():
-        if precision in native:
-            ways[f"{runtime}, {precision}"] = (
-                lambda r=runtime: ExportedNetwork(folded, spec.side, r),  # type: ignore[misc]
-                rows,
-            )
-    for precision in native[1:]:
+    for way in exported_ways(device):
+        ways[f"{way.runtime}, {way.precision}"] = (
+            lambda r=way.runtime: ExportedNetwork(folded, spec.side, r),  # type: ignore[misc]
+            rows,
+        )
+    for precision in candidates(device):
         ways[f"torch, norms folded, {precision}"] = (lambda p=precision: low(folded, p), rows)  # type: ignore[misc]
         ways[f"torch.compile, frozen, {precision}"] = (
             lambda p=precision: low(compiled(folded), p),  # type: ignore[misc]

@@ -36,10 +36,10 @@ from .search_http import Http, Httpx
 from .search_latency import WARM_UP, latencies, timed
 from .search_plans import plans
 from .search_store import (
-    HELD_OUT,
     SHARES,
     Picture,
     Vectors,
+    count_rows,
     known_vectors,
     pictures,
     store,
@@ -73,10 +73,9 @@ def main() -> None:
                 raise SystemExit("the index was not built")
         finally:
             engine.dispose()
-        counts = np.bincount(known.owners)
-        rows = sum(int(counts[picture.owner]) for picture in chosen)
+        rows, originals = count_rows(known, chosen), int(known.owners[-1]) + 1
         print(f"{rows:,} patches of {len(ids):,} images, {spec.dim} dimensions; ", end="")
-        print(f"{min(len(chosen), len(counts)):,} images are no copies; index: {built_s:.0f} s\n")
+        print(f"{min(len(chosen), originals):,} images are no copies; index: {built_s:.0f} s\n")
         with running_service(home) as service:
             report(url, service.url, spec, known, ids, arguments)
         print(machine(url))
@@ -109,7 +108,7 @@ def questions(known: Vectors, ids: Mapping[Picture, int], count: int) -> dict[st
         picked: list[int] = generator.choice(among, count, replace=False).tolist()
         return picked
 
-    held_out = pick(np.flatnonzero(known.owners % HELD_OUT == 0))
+    held_out = pick(known.held_out())
     originals = {picture.owner: image for picture, image in ids.items() if not picture.copy}
     stored = pick(np.flatnonzero(np.isin(known.owners, list(originals))))
     new = [Question(known.vectors[i]) for i in held_out]

@@ -51,6 +51,10 @@ class Vectors:
         """Where an image's patches are."""
         return slice(*np.searchsorted(self.owners, [owner, owner + 1]))
 
+    def held_out(self) -> NDArray[np.int64]:
+        """Which patches are of images that are not stored, to be asked about."""
+        return np.flatnonzero(self.owners % HELD_OUT == 0)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -163,6 +167,12 @@ def pictures(known: Vectors, rows: int) -> list[Picture]:
         chosen.append(picture)
         stored += counts[picture.owner]
     return chosen
+
+
+def count_rows(known: Vectors, chosen: Sequence[Picture]) -> int:
+    """How many patches the pictures have."""
+    counts = np.bincount(known.owners)
+    return sum(int(counts[picture.owner]) for picture in chosen)
 
 
 def _endless(owners: Sequence[int]) -> Iterator[Picture]:

@@ -1,5 +1,6 @@
 """What every migration that makes SQL functions does before and after."""
 
+from pathlib import Path
 from typing import Any
 
 from psycopg import Connection
@@ -36,6 +37,12 @@ BEGIN
     END IF;
 END $$
 """
+
+
+def run_script(driver: "Connection[Any]", script: Path) -> None:
+    """Runs a whole file through the driver: colons and percent signs are no parameters in it."""
+    find_extension(driver)
+    driver.execute(script.read_bytes())
 
 
 def find_extension(driver: "Connection[Any]") -> None:

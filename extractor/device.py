@@ -72,6 +72,14 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     return ("fp16", "bf16") if capability >= (8, 0) else ("fp16",) if capability >= (7, 0) else ()
 
 
+def exported_ways(device: torch.device) -> list[Way]:
+    """List the ways of the runtimes of exported networks that a device has instructions for."""
+    if device.type != "cpu":
+        return []
+    native = (FLOAT32, *candidates(device))
+    return [Way(each, runtime) for runtime, each in EXPORTED.items() if each in native]
+
+
 def utilization(device: torch.device) -> float | None:
     """Read the share of the last moment in which a CUDA device was running a kernel, 0 to 1.
 

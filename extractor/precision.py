@@ -17,13 +17,12 @@ from .backbone import Backbone
 from .compiled import compiler_version
 from .device import (
     COMPILED,
-    EXPORTED,
-    FLOAT32,
     TORCH,
     Way,
     candidates,
     choose_device,
     device_kind,
+    exported_ways,
 )
 from .errors import DeviceError, ImageError
 from .features import FeatureExtractor
@@ -129,10 +128,7 @@ def _exported_ways(
     """Those of other runtimes, where the work repays the export."""
     least = _OPENING_REPAYS_FROM if backbone.is_exported else _EXPORT_REPAYS_FROM
     repaid = patches is None or patches * _share_computed(spec) >= least
-    if target.type != "cpu" or not repaid:
-        return []
-    native = (FLOAT32, *candidates(target))
-    return [Way(each, runtime) for runtime, each in EXPORTED.items() if each in native]
+    return exported_ways(target) if repaid else []
 
 
 def _share_computed(spec: FeatureSpec) -> float:

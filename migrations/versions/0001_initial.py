@@ -12,7 +12,7 @@ from pathlib import Path
 from alembic import op
 
 from db.engine import driver_connection
-from db.functions import find_extension, pin_search_path
+from db.functions import pin_search_path, run_script
 
 revision: str = "0001"
 down_revision: str | None = None
@@ -24,11 +24,9 @@ HERE = Path(__file__).parent
 
 def upgrade() -> None:
     """Creates everything in the schema `patchstore`."""
-    # Whole scripts through the driver: colons and percent signs are no parameters here.
     driver = driver_connection(op.get_bind())
-    find_extension(driver)
     for name in ("0001_tables.sql", "0001_functions.sql"):
-        driver.execute((HERE / name).read_bytes())
+        run_script(driver, HERE / name)
     pin_search_path(driver)
 
 

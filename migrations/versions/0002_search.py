@@ -10,7 +10,7 @@ from pathlib import Path
 from alembic import op
 
 from db.engine import driver_connection
-from db.functions import find_extension, grant_functions, pin_search_path
+from db.functions import grant_functions, pin_search_path, run_script
 
 revision: str = "0002"
 down_revision: str | None = "0001"
@@ -64,9 +64,8 @@ def downgrade() -> None:
 
 
 def run(script: str) -> None:
-    """A whole script through the driver: colons and percent signs are no parameters in it."""
+    """A script, and what is to be done after one that makes functions."""
     driver = driver_connection(op.get_bind())
-    find_extension(driver)
-    driver.execute((HERE / script).read_bytes())
+    run_script(driver, HERE / script)
     pin_search_path(driver)
     grant_functions(driver)

@@ -10,7 +10,7 @@ from pathlib import Path
 from alembic import op
 
 from db.engine import driver_connection
-from db.functions import find_extension
+from db.functions import run_script
 
 revision: str = "0004"
 down_revision: str | None = "0003"
@@ -22,16 +22,9 @@ HERE = Path(__file__).parent
 
 def upgrade() -> None:
     """Replaces the functions that ask an index; no row is touched."""
-    run("0004_plain_question.sql")
+    run_script(driver_connection(op.get_bind()), HERE / "0004_plain_question.sql")
 
 
 def downgrade() -> None:
     """Brings those of 0002 back."""
-    run("0004_downgrade.sql")
-
-
-def run(script: str) -> None:
-    """A whole script through the driver: colons and percent signs are no parameters in it."""
-    driver = driver_connection(op.get_bind())
-    find_extension(driver)
-    driver.execute((HERE / script).read_bytes())
+    run_script(driver_connection(op.get_bind()), HERE / "0004_downgrade.sql")

@@ -4,7 +4,14 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from extractor.device import COMPILED, EXPORTED, FLOAT32, Way, candidates, choose_device
+from extractor.device import (
+    COMPILED,
+    FLOAT32,
+    Way,
+    candidates,
+    choose_device,
+    exported_ways,
+)
 from extractor.grid import count_patches
 from extractor.settings import ExtractorSettings
 from patchstore.errors import CaseFailed
@@ -78,10 +85,9 @@ class Bench:
 def ways() -> list[Way]:
     """Every way that a device may compute exact vectors in, the plain one first."""
     device = choose_device(ExtractorSettings().device)
-    native = (FLOAT32, *candidates(device))
-    exported = [Way(each, runtime) for runtime, each in EXPORTED.items() if each in native]
-    best = Way((*native[1:], FLOAT32)[0], COMPILED)
-    return [*map(Way, native), *(exported if device.type == "cpu" else ()), best]
+    low = candidates(device)
+    compiled = Way((*low, FLOAT32)[0], COMPILED)
+    return [*map(Way, (FLOAT32, *low)), *exported_ways(device), compiled]
 
 
 def measure(

@@ -80,7 +80,8 @@ def test_the_kind_of_a_processor_names_its_instructions():
 
 @pytest.fixture
 def without_bf16(monkeypatch):
-    monkeypatch.setattr(precision, "candidates", lambda _: ())
+    for module in (devices, precision):
+        monkeypatch.setattr(module, "candidates", lambda _: ())
 
 
 def test_onnx_runtime_is_tried_where_the_work_repays_it(without_bf16, tiny_spec, sample):
