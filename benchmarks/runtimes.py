@@ -1,9 +1,9 @@
 """Ways to run one network over the same patches, and whether they give the same vectors.
 
-The forward pass alone, in patches a second, each way once a round in turn; the median counts. The
-low precisions run where the processor has instructions for them.
-"Set-up" is what the first pass costs more than the others: exporting, compiling. Cosines are to the
-first way, the lowest of the batch.
+The forward pass alone, in patches a second, each way over the same few batches once a round, in
+turn; the median counts. The low precisions run where the processor has instructions for them.
+"Set-up" is what the first round costs more than the others: exporting, compiling. Cosines are to
+the first way, the lowest of a batch.
 
     python -m benchmarks.runtimes --backbone resnet18 --weights random:0
 """
@@ -13,7 +13,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -30,7 +30,9 @@ from extractor.sessions import load_openvino
 from patchstore.bench import home as homes
 from patchstore.bench.report import machine, table
 
-Pass = Callable[[Tensor], Tensor]
+BATCHES = 4  # a round
+Network = Callable[[Tensor], Tensor]
+Pass = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 def main() -> None:
@@ -44,21 +46,21 @@ def main() -> None:
     batch = torch.randn(arguments.batch, 3, spec.side, spec.side)
     rows = batch.contiguous(memory_format=torch.channels_last)
     ways: dict[str, tuple[Callable[[], Pass], Tensor]] = {
-        "torch, patch by patch, NCHW": (lambda: one_by_one(plain(network)), batch),
-        "torch": (lambda: network, rows),
-        "torch, norms folded": (lambda: folded, rows),
-        "torch.compile, frozen": (lambda: compiled(folded), rows),
-        "OpenVINO, float32": (lambda: openvino(folded, spec.side), rows),
+        "torch, patch by patch, NCHW": (lambda: each(one_by_one(plain(network))), batch),
+        "torch": (lambda: each(network), rows),
+        "torch, norms folded": (lambda: each(folded), rows),
+        "torch.compile, frozen": (lambda: each(compiled(folded)), rows),
+        "OpenVINO, float32": (lambda: each(openvino(folded, spec.side)), rows),
     }
     for way in exported_ways(device):
         ways[f"{way.runtime}, {way.precision}"] = (
-            lambda r=way.runtime: ExportedNetwork(folded, spec.side, r),  # type: ignore[misc]
+            lambda r=way.runtime: streamed(ExportedNetwork(folded, spec.side, r)),  # type: ignore[misc]
             rows,
         )
     for precision in candidates(device):
-        ways[f"torch, norms folded, {precision}"] = (lambda p=precision: low(folded, p), rows)  # type: ignore[misc]
+        ways[f"torch, norms folded, {precision}"] = (lambda p=precision: each(low(folded, p)), rows)  # type: ignore[misc]
         ways[f"torch.compile, frozen, {precision}"] = (
-            lambda p=precision: low(compiled(folded), p),  # type: ignore[misc]
+            lambda p=precision: each(low(compiled(folded), p)),  # type: ignore[misc]
             rows,
         )
     with torch.no_grad():
@@ -83,13 +85,13 @@ def measure(
     for name, (make, batch) in ways.items():
         begun = time.perf_counter()
         passes[name] = make()
-        vectors[name] = passes[name](batch).float()
+        vectors[name] = passes[name]([batch])[0].float()
         setup[name] = time.perf_counter() - begun
     for _ in range(rounds):
         for name, (_make, batch) in ways.items():
             begun = time.perf_counter()
-            passes[name](batch)
-            seconds[name].append(time.perf_counter() - begun)
+            passes[name]([batch] * BATCHES)
+            seconds[name].append((time.perf_counter() - begun) / BATCHES)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     exact = next(iter(vectors.values()))
     return [
@@ -109,12 +111,29 @@ def plain(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
 
 
-def one_by_one(network: nn.Module) -> Pass:
+def one_by_one(network: nn.Module) -> Network:
     """As tutorials do."""
     return lambda batch: torch.cat([network(patch[None]) for patch in batch])
 
 
-def low(network: Pass, precision: str) -> Pass:
+def each(network: Network) -> Pass:
+    """One batch after the other."""
+    return lambda batches: [network(batch) for batch in batches]
+
+
+def streamed(network: ExportedNetwork) -> Pass:
+    """In as many passes at once as keep the cores at work."""
+
+    def run(batches: Sequence[Tensor]) -> list[Tensor]:
+        size = network.share(len(batches[0]))
+        parts = [part for batch in batches for part in torch.split(batch, size)]
+        vectors = torch.cat(list(network.map(lambda part: part, parts)))
+        return list(torch.split(vectors, len(batches[0])))
+
+    return run
+
+
+def low(network: Network, precision: str) -> Network:
     """In a lower precision, by autocast."""
 
     def run(batch: Tensor) -> Tensor:
@@ -124,7 +143,7 @@ def low(network: Pass, precision: str) -> Pass:
     return run
 
 
-def openvino(network: nn.Module, side: int) -> Pass:
+def openvino(network: nn.Module, side: int) -> Network:
     """By OpenVINO, float32, in as many threads as torch has."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"

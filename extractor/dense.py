@@ -11,7 +11,7 @@ tiling does not show, and memory depends on the tile, not on the image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch import Tensor
 from .field import Field
 from .pooling import GEM_EPS, GEM_POWER
 
-Maps = Callable[[Sequence[Tensor], Sequence["Pixels"]], Tensor]
+Rectangles = tuple[Sequence[Tensor], Sequence["Pixels"]]
+Maps = Callable[[Iterable[Rectangles]], Iterable[Tensor]]
 Interval = tuple[int, int]
 
 
@@ -90,8 +91,8 @@ class DensePass:
             pooling: how a box becomes a vector; ``gem``, or else the mean.
             field: of the network's cells.
             smallest: side of what the network can be given at least, in pixels.
-            maps: rectangles of equal size, each of one image, uint8 (H, W, 3), to their maps,
-                float32 (N, C, h, w).
+            maps: batches of rectangles of equal size, each of one image, uint8 (H, W, 3), to the
+                maps of each batch, float32 (N, C, h, w), in order.
             count: how many cells a side of so many pixels has.
             tile: side of the largest square that `maps` is given, in pixels.
             batch_pixels: how many pixels of several small rectangles go through at once.
@@ -122,8 +123,9 @@ class DensePass:
         """Pool boxes (N, 4), each inside the image `owner` (N,), to features float32 (N, C)."""
         sides = [self._sides(image, boxes[owner == i]) for i, image in enumerate(images)]
         sums: list[Tensor | None] = [None] * len(images)
-        for tiles in _batches(self._tiles(sides), self._batch_pixels):
-            maps = self._maps([images[tile.image] for tile in tiles], [t.pixels for t in tiles])
+        batches = list(_batches(self._tiles(sides), self._batch_pixels))
+        asked = (([images[t.image] for t in tiles], [t.pixels for t in tiles]) for tiles in batches)
+        for tiles, maps in zip(batches, self._maps(asked), strict=True):
             if self._gem:
                 maps = maps.clamp(min=GEM_EPS).pow(GEM_POWER)
             for tile, own in zip(tiles, maps, strict=True):

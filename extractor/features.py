@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -18,7 +18,7 @@ from .arrays import DecodedImage, PatchFeatures, Region
 from .backbone import Backbone
 from .checks import check_pixels, normalised
 from .compiled import compiled, filled_up
-from .dense import DensePass, Pixels
+from .dense import DensePass, Rectangles
 from .device import (
     COMPILED,
     DTYPES,
@@ -34,9 +34,10 @@ from .device import (
 from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from .grid import PatchGrid
 from .network import CutNetwork, DenseNetwork, cast_once, main_part
+from .onnx import ExportedNetwork
 from .patches import PatchCutter
 from .spec import FeatureSpec
-from .transfer import Transfers, one_late
+from .transfer import Transfers, late
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class FeatureExtractor:
         spec: whose vectors these are.
         device: that computes.
         way: in which precision it computes, and what runs the network.
-        batch_size: patches a forward pass; halved for good when the device's memory runs out, and
-            so are the tiles of a dense spec.
+        batch_size: patches that are computed at once, in one pass or in several side by side;
+            halved for good when the device's memory runs out, and so are the tiles of a dense spec.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class FeatureExtractor:
         self._cutter = PatchCutter(spec, self.device)
         self._transfers = Transfers(self.device)
         self._turn = threading.Lock()
-        self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
         self._run = main_part(self._network)
         if runtime in EXPORTED:
             self._run = backbone.exported(spec.side, runtime)
-        elif runtime == COMPILED:
+        self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
+        if runtime == COMPILED:
             self._compile()
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
@@ -192,9 +193,33 @@ class FeatureExtractor:
         if self._dense is not None:
             return self._dense_vectors(self._dense, images, owner, windows)
         vectors = np.empty((len(windows), self.spec.dim), dtype=np.float32)
-        for batch, fetched in one_late(self._passes(images, owner, windows)):
-            vectors[batch] = fetched()
+        if isinstance(self._run, ExportedNetwork):
+            passes = self._streamed(self._run, images, owner, windows)
+        else:
+            queued = late(self._passes(images, owner, windows))
+            passes = ((batch, fetched()) for batch, fetched in queued)
+        for batch, found in passes:
+            vectors[batch] = found
         return vectors
+
+    def _streamed(
+        self,
+        network: ExportedNetwork,
+        images: Sequence[NDArray[np.uint8]],
+        owner: NDArray[np.int64],
+        windows: NDArray[np.int32],
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Compute windows in several passes at once, each cut where it is computed, in order."""
+        tensors = [self._transfers.to_device(pixels) for pixels in images]
+        size = network.share(self.batch_size)
+        batches = [slice(start, start + size) for start in range(0, len(windows), size)]
+
+        def cut(batch: slice) -> Tensor:
+            owners = owner[batch].tolist()
+            return self._cutter.cut([tensors[i] for i in owners], windows[batch].tolist())
+
+        for batch, found in zip(batches, network.map(cut, batches), strict=True):
+            yield batch, found.numpy()
 
     def _passes(
         self,
@@ -247,11 +272,19 @@ class FeatureExtractor:
                 else:
                     return vectors
 
-    def _maps(self, images: Sequence[Tensor], rectangles: Sequence[Pixels]) -> Tensor:
-        """The feature maps of rectangles of one size, each of one image, float32 (N, C, h, w)."""
-        batch = self._cutter.take(images, [(at.x, at.y, at.width, at.height) for at in rectangles])
-        with self._arithmetic():
-            return self._run(batch).float()
+    def _maps(self, batches: Iterable[Rectangles]) -> Iterator[Tensor]:
+        """The feature maps of each batch of rectangles of one size, float32 (N, C, h, w)."""
+        if isinstance(self._run, ExportedNetwork):
+            yield from self._run.map(self._take, batches)
+            return
+        for batch in batches:
+            with self._arithmetic():  # and not around what is done with the maps
+                maps = self._run(self._take(batch)).float()
+            yield maps
+
+    def _take(self, batch: Rectangles) -> Tensor:
+        images, rectangles = batch
+        return self._cutter.take(images, [(at.x, at.y, at.width, at.height) for at in rectangles])
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
@@ -276,7 +309,9 @@ class FeatureExtractor:
             raise DeviceError(f"{COMPILED} cannot run this network: {line}") from error
 
     def _dense_pass(self, backbone: Backbone, tile: int) -> DensePass:
-        pixels = self.batch_size * self.spec.side * self.spec.side
+        patches = self.batch_size
+        if isinstance(self._run, ExportedNetwork):
+            patches = self._run.share(patches)
         return DensePass(
             self.spec.pooling,
             backbone.field,
@@ -284,7 +319,7 @@ class FeatureExtractor:
             self._maps,
             backbone.cells,
             tile,
-            pixels,
+            patches * self.spec.side * self.spec.side,
             self.device,
         )
 

@@ -7,10 +7,15 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import Barrier
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +25,9 @@ from .errors import DeviceError
 from .network import DenseNetwork, main_part
 from .sessions import Session, open_session
 from .spec import FeatureSpec
+from .transfer import late
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +35,7 @@ _SIZES = torch.export.Dim("patches", min=1, max=4096)
 _ANY = torch.export.Dim.DYNAMIC
 _FILE = "network.onnx"  # in a folder of its own, for its weights lie beside it: ONNX ends at 2 GB
 _KEPT = 8  # exports, each as large as its network: 45 MB for a ResNet-18
+_LEAST = 8  # patches a batch; fewer are slower
 _UNEVEN = 5  # pixels by which a rectangle that a dense network is tried on is no square
 # Of the largest value; rounding alone gives 1e-6, and 1e-2 in bf16.
 _TOLERANCE = {FLOAT32: 1e-4, "bf16": 0.1}
@@ -67,6 +76,46 @@ class ExportedNetwork:
         A dense network's rectangles (N, 3, H, W) to feature maps (N, C, h, w).
         """
         return _run(self._session, patches)
+
+    @property
+    def streams(self) -> int:
+        """How many batches are to run at once for all cores to be at work."""
+        return self._session.streams
+
+    def share(self, patches: int) -> int:
+        """Of so many patches that may be computed at once, how many are one stream's."""
+        return min(patches, max(_LEAST, patches // self.streams))
+
+    def map(self, make: Callable[[T], Tensor], parts: Iterable[T]) -> Iterator[Tensor]:
+        """Run what `make` makes of each part, several at once; the results come in order.
+
+        Batches are made where they are run, on threads of the network's own, on which torch
+        computes by itself: `make` must let several threads call it.
+        """
+        started = (self._threads.submit(self._make_and_run, make, part) for part in parts)
+        for future in late(started, by=2 * self.streams):
+            yield future.result()
+
+    @torch.inference_mode()
+    def _make_and_run(self, make: Callable[[T], Tensor], part: T) -> Tensor:
+        return self(make(part))
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """As many as there are streams."""
+        threads, all_here = torch.get_num_threads(), Barrier(self.streams)
+        pool = ThreadPoolExecutor(self.streams, "network")
+        for alone in [pool.submit(_compute_alone, all_here) for _ in range(self.streams)]:
+            alone.result()
+        torch.set_num_threads(threads)  # of this thread and of those to come
+        return pool
+
+
+def _compute_alone(all_here: Barrier) -> None:
+    """Spare this thread the team of others that each one which calls torch gets otherwise."""
+    torch.get_num_threads()  # a thread takes over the others' number when it first needs one
+    torch.set_num_threads(1)  # of this thread and, until somebody else says so, of those to come
+    all_here.wait()  # so that no thread takes the turn of another
 
 
 class _ByRows(nn.Module):
@@ -194,4 +243,4 @@ def _tried_shapes(network: nn.Module, side: int) -> list[tuple[int, int, int, in
 
 
 def _run(session: Session, patches: Tensor) -> Tensor:
-    return torch.from_numpy(session(patches.permute(0, 2, 3, 1).contiguous().numpy()))
+    return torch.from_numpy(session.run(patches.permute(0, 2, 3, 1).contiguous().numpy()))

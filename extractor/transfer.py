@@ -6,6 +6,7 @@ memory, without blocking, on a stream of its own. Beside a CPU's memory there is
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -53,11 +54,11 @@ class Transfers:
         return fetched
 
 
-def one_late(items: Iterable[T]) -> Iterator[T]:
-    """Give each item after the next one was made: while a result is waited for, work is queued."""
-    items = iter(items)
-    for before in items:
-        for item in items:
-            yield before
-            before = item
-        yield before
+def late(items: Iterable[T], by: int = 1) -> Iterator[T]:
+    """Give each item once `by` more were made: while a result is waited for, work is queued."""
+    made: deque[T] = deque()
+    for item in items:
+        made.append(item)
+        if len(made) > by:
+            yield made.popleft()
+    yield from made

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from extractor.device import COMPILED, EXPORTED, Way, arithmetic, choose_device
 from extractor.errors import ImageError
 from extractor.grid import spec_grid
 from extractor.images import read_image
+from extractor.onnx import ExportedNetwork
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
@@ -52,19 +54,23 @@ class Bare:
 
     def measure(self, seconds: float) -> Pass:
         """Runs the prepared batches round and round for at least so long."""
-        network = self.network
+        patches = sum(map(len, self.batches))
         with torch.inference_mode(), arithmetic(self.way, self.device):
-            for batch in self.batches[:WARM_UP_BATCHES]:
-                network(batch)
-            wait_for(self.device)
+            self._run(self.batches[:WARM_UP_BATCHES])
             done, begun, used = 0, time.perf_counter(), time.process_time()
             while time.perf_counter() - begun < seconds:
-                for batch in self.batches:
-                    network(batch)
-                    done += len(batch)
-                wait_for(self.device)
+                self._run(self.batches)
+                done += patches
             wall = time.perf_counter() - begun
             return Pass(done / wall, (time.process_time() - used) / wall)
+
+    def _run(self, batches: Sequence[Tensor]) -> None:
+        if isinstance(self.network, ExportedNetwork):
+            deque(self.network.map(lambda batch: batch, batches), maxlen=0)
+            return
+        for batch in batches:
+            self.network(batch)
+        wait_for(self.device)
 
 
 def decode(files: Sequence[Path], spec: FeatureSpec) -> list[DecodedImage]:
@@ -107,7 +113,10 @@ def prepare(
 def as_the_flow_runs_it(bare: Bare, spec: FeatureSpec, backbone: Backbone) -> Bare:
     """The same pass by the runtime of its way, batch norms folded."""
     if bare.way.runtime in EXPORTED:
-        return replace(bare, network=backbone.exported(spec.side, bare.way.runtime))
+        exported = backbone.exported(spec.side, bare.way.runtime)
+        size = exported.share(len(bare.batches[0]))
+        parts = [part for batch in bare.batches for part in torch.split(batch, size)]
+        return replace(bare, network=exported, batches=parts)
     folded = backbone.folded(spec.side).to(bare.device)
     return replace(bare, network=compiled(folded) if bare.way.runtime == COMPILED else folded)
 

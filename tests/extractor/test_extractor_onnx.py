@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -107,6 +108,59 @@ def test_a_session_whose_maps_are_of_another_size_is_refused(runtime, monkeypatc
     monkeypatch.setattr(onnx, "export", lambda _network, *args: EXPORT(floor, *args))
     with pytest.raises(DeviceError, match=r"its maps are of \(1, 4, .*, not \(1, 4, "):
         ExportedNetwork(dense, 16, runtime)
+
+
+@pytest.fixture(params=EXPORTED)
+def exported(request):
+    return ExportedNetwork(network(), SIDE, request.param)
+
+
+def test_passes_side_by_side_give_what_one_after_the_other_gives(exported):
+    parts = list(torch.randn(24, 2, 3, SIDE, SIDE))
+    found = list(exported.map(lambda part: part * 2, parts))
+    for ours, part in zip(found, parts, strict=True):
+        torch.testing.assert_close(ours, exported(part * 2), rtol=0, atol=0)
+
+
+def test_no_more_passes_are_begun_than_keep_the_streams_at_work(exported):
+    asked = []
+    passes = exported.map(lambda _part: NOISE, (asked.append(i) or i for i in range(100)))
+    for done in range(1, 4):
+        next(passes)
+        assert len(asked) == done + 2 * exported.streams
+
+
+def test_what_goes_wrong_in_a_pass_comes_out_and_the_next_ones_run(exported):
+    with pytest.raises(ZeroDivisionError):
+        list(exported.map(lambda part: NOISE / (1 // part), [1, 0, 1]))
+    assert len(list(exported.map(lambda _part: NOISE, range(9)))) == 9
+
+
+def test_several_threads_may_share_a_network(exported):
+    def ask(number):
+        return list(exported.map(lambda part: NOISE + part, range(number, number + 8)))
+
+    with ThreadPoolExecutor(4) as threads:
+        for number, found in enumerate(threads.map(ask, range(4))):
+            for i, ours in enumerate(found):
+                torch.testing.assert_close(ours, exported(NOISE + (number + i)), rtol=0, atol=0)
+
+
+def test_torch_computes_in_one_thread_beside_a_pass_and_in_all_of_them_elsewhere(exported):
+    before = torch.get_num_threads()
+    inside = []
+    list(exported.map(lambda _part: inside.append(torch.get_num_threads()) or NOISE, range(8)))
+    assert set(inside) == {1}
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("patches", "streams", "share"), [(32, 1, 32), (32, 2, 16), (32, 16, 8), (5, 2, 5)]
+)
+def test_a_streams_share_is_large_enough_to_be_fast(exported, patches, streams, share, monkeypatch):
+    monkeypatch.setattr(ExportedNetwork, "streams", streams)
+    assert exported.share(patches) == share
 
 
 def test_openvino_tells_nobody_that_it_is_used(tmp_path):

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from extractor import transfer
 from extractor.backbone import Backbone
 from extractor.features import FeatureExtractor
-from extractor.transfer import Transfers, one_late
+from extractor.transfer import Transfers
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,7 @@ def test_what_is_on_its_way_survives_when_memory_runs_out(
 def test_every_item_comes_once_and_in_order(count):
     made = []
     items = (made.append(i) or i for i in range(count))
-    assert [(i, len(made)) for i in one_late(items)] == [
+    assert [(i, len(made)) for i in transfer.late(items)] == [
         (i, min(i + 2, count)) for i in range(count)
     ]
 
