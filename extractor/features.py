@@ -39,6 +39,8 @@ from .patches import PatchCutter
 from .spec import FeatureSpec
 from .transfer import Transfers, late
 
+_Results = list[PatchFeatures | ImageError]
+
 log = logging.getLogger(__name__)
 
 
@@ -108,18 +110,34 @@ class FeatureExtractor:
             ImageError: when pixels are not of this shape, dtype, or their grid's size.
             torch.OutOfMemoryError: when the device cannot hold a single patch.
         """
+        return self.begin(images)()
+
+    def begin(self, images: Sequence[DecodedImage]) -> Callable[[], _Results]:
+        """Begin what `extract` does; what is returned waits for the results, on any thread.
+
+        An exported network computes in exact mode on threads of its own: whoever begins with the
+        next images before the last ones' results are there leaves no stream idle in between.
+        Otherwise everything is done in this call.
+
+        Raises:
+            As `extract`; an error of a pass, when the results are asked for.
+        """
         if not images:
-            return []
+            return list
         for image in images:
             check_pixels(image.pixels, image.grid)
         counts = [len(image.grid) for image in images]
-        vectors = self._vectors(
+        vectors = self._begin(
             [image.pixels for image in images],
             np.repeat(np.arange(len(images)), counts),
             np.concatenate([self._cuts(image.grid) for image in images]),
         )
-        rows = np.split(vectors, np.cumsum(counts)[:-1])
-        return [self._result(image, own) for image, own in zip(images, rows, strict=True)]
+
+        def results() -> _Results:
+            rows = np.split(vectors(), np.cumsum(counts)[:-1])
+            return [self._result(image, own) for image, own in zip(images, rows, strict=True)]
+
+        return results
 
     def _cuts(self, grid: PatchGrid) -> NDArray[np.int32]:
         """Windows, which may reach beyond the image, or the boxes inside it that are pooled."""
@@ -190,17 +208,23 @@ class FeatureExtractor:
         windows: NDArray[np.int32],
     ) -> NDArray[np.float32]:
         """Run windows (N, 4), each of the image `owner` (N,), to raw vectors (N, D)."""
+        return self._begin(images, owner, windows)()
+
+    def _begin(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        owner: NDArray[np.int64],
+        windows: NDArray[np.int32],
+    ) -> Callable[[], NDArray[np.float32]]:
+        if self._dense is None and isinstance(self._run, ExportedNetwork):
+            return self._streamed(self._run, images, owner, windows)
         if self._dense is not None:
-            return self._dense_vectors(self._dense, images, owner, windows)
-        vectors = np.empty((len(windows), self.spec.dim), dtype=np.float32)
-        if isinstance(self._run, ExportedNetwork):
-            passes = self._streamed(self._run, images, owner, windows)
+            vectors = self._dense_vectors(self._dense, images, owner, windows)
         else:
-            queued = late(self._passes(images, owner, windows))
-            passes = ((batch, fetched()) for batch, fetched in queued)
-        for batch, found in passes:
-            vectors[batch] = found
-        return vectors
+            vectors = np.empty((len(windows), self.spec.dim), dtype=np.float32)
+            for batch, fetched in late(self._passes(images, owner, windows)):
+                vectors[batch] = fetched()
+        return lambda: vectors
 
     def _streamed(
         self,
@@ -208,18 +232,27 @@ class FeatureExtractor:
         images: Sequence[NDArray[np.uint8]],
         owner: NDArray[np.int64],
         windows: NDArray[np.int32],
-    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Compute windows in several passes at once, each cut where it is computed, in order."""
+    ) -> Callable[[], NDArray[np.float32]]:
+        """Begin several passes at once, each cut where it is computed."""
         tensors = [self._transfers.to_device(pixels) for pixels in images]
-        size = network.share(self.batch_size)
-        batches = [slice(start, start + size) for start in range(0, len(windows), size)]
 
         def cut(batch: slice) -> Tensor:
             owners = owner[batch].tolist()
             return self._cutter.cut([tensors[i] for i in owners], windows[batch].tolist())
 
-        for batch, found in zip(batches, network.map(cut, batches), strict=True):
-            yield batch, found.numpy()
+        size = network.share(self.batch_size)
+        passes = [
+            network.start(cut, slice(start, start + size)) for start in range(0, len(windows), size)
+        ]
+
+        def fetched() -> NDArray[np.float32]:
+            try:
+                return np.concatenate([each.result().numpy() for each in passes])
+            finally:  # where one failed, nobody waits for the others
+                for each in passes:
+                    each.cancel()
+
+        return fetched
 
     def _passes(
         self,

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
@@ -86,13 +86,17 @@ class ExportedNetwork:
         """Of so many patches that may be computed at once, how many are one stream's."""
         return min(patches, max(_LEAST, patches // self.streams))
 
-    def map(self, make: Callable[[T], Tensor], parts: Iterable[T]) -> Iterator[Tensor]:
-        """Run what `make` makes of each part, several at once; the results come in order.
+    def start(self, make: Callable[[T], Tensor], part: T) -> Future[Tensor]:
+        """Begin to run what `make` makes of a part, behind all that has begun before.
 
-        Batches are made where they are run, on threads of the network's own, on which torch
-        computes by itself: `make` must let several threads call it.
+        A batch is made where it is run, on threads of the network's own, on which torch computes by
+        itself: `make` must let several threads call it.
         """
-        started = (self._threads.submit(self._make_and_run, make, part) for part in parts)
+        return self._threads.submit(self._make_and_run, make, part)
+
+    def map(self, make: Callable[[T], Tensor], parts: Iterable[T]) -> Iterator[Tensor]:
+        """Run what `make` makes of each part, several at once; the results come in order."""
+        started = (self.start(make, part) for part in parts)
         for future in late(started, by=2 * self.streams):
             yield future.result()
 

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import copy_context
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from extractor.precision import check_kind, check_precision
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
-from .stages import Clock
+from .stages import Busy, Clock
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Model:
         self._backbone: Backbone = self._on_thread(load, stored)
         self._extractor: FeatureExtractor | None = None
         self.clock = Clock()
+        self._forward = Busy(self.clock, "forward")
         if precision != "auto":
             self._extractor = self._make(Way.parse(precision))
 
@@ -123,18 +124,24 @@ class Model:
         return utilization(self._extractor.device) if self._extractor else None
 
     def extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
-        """The vectors of each image, in order."""
-        return self._on_thread(self._extract, images) if images else []
+        """The vectors of each image, in order. Several threads may ask at once."""
+        if not images:
+            return []
+        with ExitStack() as at_work:
+            return self._on_thread(self._begin, images, at_work)()
 
     def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         # With the caller's context, so that Prefect knows whose log lines these are.
         return self._thread.submit(copy_context().run, call, *arguments).result()
 
-    def _extract(self, images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
-        with self._slot(), self.clock.timed("forward"):
+    def _begin(
+        self, images: Sequence[DecodedImage], at_work: ExitStack
+    ) -> Callable[[], list[PatchFeatures | ImageError]]:
+        with self._slot():
+            at_work.enter_context(self._forward)  # until the results are there
             if self._extractor is None:
                 self._extractor = self._usable(self._choose(images))
-            return self._extractor.extract(images)
+            return self._extractor.begin(images)
 
     def _usable(self, way: Way) -> FeatureExtractor:
         """An extractor of that way, or else of float32: what was found once may fail today."""

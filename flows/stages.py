@@ -1,5 +1,6 @@
 """Where the time of a run goes, and what its batches have come to so far."""
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -36,6 +37,30 @@ class Clock:
         """Adds another clock's seconds, stage by stage."""
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
+
+
+class Busy:
+    """A context that several threads may be in at once; a clock runs while any of them is."""
+
+    def __init__(self, clock: Clock, stage: str) -> None:
+        """Nobody is in it."""
+        self._clock = clock
+        self._stage = stage
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._begun = time.monotonic()
+            self._inside += 1
+
+    def __exit__(self, *_raised: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._clock.seconds[self._stage] += time.monotonic() - self._begun
 
 
 class Tally:

@@ -70,6 +70,30 @@ def test_other_runtimes_give_the_vectors_of_torch(runtime, tolerance, mode, bf16
         assert b.vectors == pytest.approx(a.vectors, abs=tolerance)
 
 
+class Mean(nn.Module):
+    def forward(self, patches):
+        return patches.mean((2, 3))
+
+
+@pytest.mark.parametrize("runtime", [TORCH, ONNX, OPENVINO])
+def test_what_is_begun_before_other_results_are_there_gets_its_own(
+    runtime, bf16, tiny_spec, decode, noise
+):
+    mean = Backbone(Mean().eval(), dim=3, weights_sha256="0" * 64)
+    batches = [
+        [decode(noise(9, 9, 2 * seed + i), tiny_spec) for i in range(2)] for seed in range(3)
+    ]
+    precision = EXPORTED.get(runtime, FLOAT32)
+    extractor = FeatureExtractor(
+        tiny_spec, mean, device="cpu", runtime=runtime, precision=precision, batch_size=8
+    )
+    begun = [extractor.begin(batch) for batch in batches]
+    for batch, results in reversed(list(zip(batches, begun, strict=True))):
+        for ours, image in zip(results(), batch, strict=True):
+            (theirs,) = FeatureExtractor(tiny_spec, mean, device="cpu").extract([image])
+            np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=2**-8)
+
+
 def test_the_mode_dense_is_not_compiled(tiny_spec, mean_colour):
     dense = tiny_spec.model_copy(update={"mode": "dense"})
     with pytest.raises(DeviceError, match=f"{COMPILED} runs the mode exact only"):

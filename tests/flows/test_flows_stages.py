@@ -3,9 +3,10 @@
 import pytest
 
 from db.ledger import Lease
+from flows import stages
 from flows.batch import Batch
 from flows.progress import Summary
-from flows.stages import STAGES, Clock, Tally
+from flows.stages import STAGES, Busy, Clock, Tally
 
 
 def batch_of(images: int, patches: int, computed_at: float, **seconds: float) -> Batch:
@@ -21,6 +22,18 @@ def test_a_stage_that_fails_is_counted_too() -> None:
     with pytest.raises(OSError, match="gone"), clock.timed("read"):
         raise OSError("gone")
     assert clock.seconds["read"] > 0
+
+
+def test_time_that_several_threads_are_inside_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 14.0, 20.0, 21.0])
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(now))
+    clock = Clock()
+    busy = Busy(clock, "forward")
+    with busy, busy:  # from 10 to 14
+        pass
+    with pytest.raises(OSError, match="gone"), busy:  # from 20 to 21
+        raise OSError("gone")
+    assert clock.seconds["forward"] == 5.0
 
 
 def test_the_stages_of_all_batches_add_up() -> None:
