@@ -1,6 +1,6 @@
 """The mode dense beside the mode exact: how fast at which stride, and how good the vectors are.
 
-- Speed: patches a second of the extractor alone over one image of noise of --size pixels, at
+- Speed: patches a second of the extractor alone over --at-once images of noise of --size pixels, at
   strides of 1, 1/2, 1/4 and 1/8 of a patch, both computed in --way, in turn. Exact only up to
   1/4: it takes as long a patch at any stride.
 - Quality: for every folder of --labelled, whose subfolders are classes, the accuracy of a k-NN vote
@@ -37,6 +37,7 @@ def main() -> None:
     """Prints the tables."""
     parser = homes.parser(__doc__, images_required=False)
     parser.add_argument("--size", type=int, nargs=2, default=(1536, 1024), metavar=("W", "H"))
+    parser.add_argument("--at-once", type=int, default=4, help="images a call, as a run has many")
     parser.add_argument("--way", type=Way.parse, default=Way(), help="such as: bf16 by openvino")
     parser.add_argument("--labelled", type=Path, nargs="*", default=[], metavar="FOLDER")
     arguments = parser.parse_args()
@@ -44,7 +45,10 @@ def main() -> None:
     print(
         table(
             ("stride", "patches", "exact, s", "dense, s", "dense, patches/s", "times"),
-            [_speed(options, part, tuple(arguments.size), arguments.way) for part in (1, 2, 4, 8)],
+            [
+                _speed(options, part, tuple(arguments.size), arguments.way, arguments.at_once)
+                for part in (1, 2, 4, 8)
+            ],
         ),
         end="\n\n",
     )
@@ -63,20 +67,23 @@ def _extractor(options: homes.SpecOptions, mode: str, way: Way) -> FeatureExtrac
     )
 
 
-def _speed(options: homes.SpecOptions, part: int, size: tuple[int, int], way: Way) -> list[str]:
+def _speed(
+    options: homes.SpecOptions, part: int, size: tuple[int, int], way: Way, at_once: int
+) -> list[str]:
     options = replace(options, stride=options.patch_size // part)
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     modes = ("exact", "dense") if part < 8 else ("dense",)
     extractors = {mode: _extractor(options, mode, way) for mode in modes}
     image = DecodedImage(noise, spec_grid(extractors["dense"].spec, *size))
-    patches = len(image.grid)
+    images = [image] * at_once
+    patches = len(image.grid) * at_once
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     for extractor in extractors.values():
-        extractor.extract([image])
+        extractor.extract(images)
     for _ in range(ROUNDS):
         for mode, extractor in extractors.items():
             begun = time.perf_counter()
-            extractor.extract([image])
+            extractor.extract(images)
             seconds[mode].append(time.perf_counter() - begun)
     dense = float(np.median(seconds["dense"]))
     exact = float(np.median(seconds["exact"])) if "exact" in seconds else None

@@ -36,6 +36,7 @@ _ANY = torch.export.Dim.DYNAMIC
 _FILE = "network.onnx"  # in a folder of its own, for its weights lie beside it: ONNX ends at 2 GB
 _KEPT = 8  # exports, each as large as its network: 45 MB for a ResNet-18
 _LEAST = 8  # patches a batch; fewer are slower
+_DENSE_STREAMS = 2  # a tile of 2,048 pixels takes half a gigabyte
 _UNEVEN = 5  # pixels by which a rectangle that a dense network is tried on is no square
 # Of the largest value; rounding alone gives 1e-6, and 1e-2 in bf16.
 _TOLERANCE = {FLOAT32: 1e-4, "bf16": 0.1}
@@ -177,7 +178,12 @@ class _Trial:
 
     def open(self, file: Path) -> Session:
         """The session of an export. Raises ValueError unless it gives what the network gives."""
-        session = open_session(self._runtime, file, threads=torch.get_num_threads())
+        session = open_session(
+            self._runtime,
+            file,
+            threads=torch.get_num_threads(),
+            most_streams=_DENSE_STREAMS if isinstance(self.network, DenseNetwork) else None,
+        )
         tolerance = _TOLERANCE[EXPORTED[self._runtime]]
         generator = torch.Generator().manual_seed(0)
         for shape in _tried_shapes(self.network, self.side):

@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .device import ONNX, OPENVINO
+from .device import ONNX
 
 # Pixels as they lie in memory, float32 (N, H, W, 3), to vectors (N, D) or maps (N, C, h, w).
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -37,9 +37,20 @@ class Session:
     streams: int = 1
 
 
-def open_session(runtime: str, file: Path, *, threads: int) -> Session:
-    """Open an exported network, on the CPU, in the precision that `device.EXPORTED` has for it."""
-    return {ONNX: _by_onnx, OPENVINO: _by_openvino}[runtime](file, threads)
+def open_session(
+    runtime: str, file: Path, *, threads: int, most_streams: int | None = None
+) -> Session:
+    """Open an exported network, on the CPU, in the precision that `device.EXPORTED` has for it.
+
+    Args:
+        runtime: one of `device.EXPORTED`.
+        file: what `onnx.export` wrote.
+        threads: to compute in.
+        most_streams: for each takes memory for a batch; None: as many as are fast.
+    """
+    if runtime == ONNX:
+        return _by_onnx(file, threads)
+    return _by_openvino(file, threads, most_streams)
 
 
 def runtime_version(runtime: str) -> str:
@@ -75,8 +86,8 @@ def load_openvino() -> ModuleType:
     return cast(ModuleType, openvino)
 
 
-def _by_openvino(file: Path, threads: int) -> Session:
-    options = {
+def _by_openvino(file: Path, threads: int, most_streams: int | None) -> Session:
+    options: dict[str, object] = {
         "INFERENCE_PRECISION_HINT": "bf16",
         "INFERENCE_NUM_THREADS": threads,
         # Batches side by side, each in as few threads as OpenVINO sees fit: threads that share a
@@ -85,6 +96,8 @@ def _by_openvino(file: Path, threads: int) -> Session:
         # Two runs on one machine would be pinned to the same cores.
         "ENABLE_CPU_PINNING": False,
     }
+    if most_streams is not None:
+        options["NUM_STREAMS"] = min(most_streams, threads)
     model = load_openvino().Core().compile_model(file, "CPU", options)
     of_thread = threading.local()
 
