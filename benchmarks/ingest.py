@@ -92,14 +92,9 @@ class Run:
     passes: tuple[Pass, Pass]
 
     @property
-    def rate(self) -> float:
-        """Patches a second, from the flow's start to its end."""
-        return float(self.ingest.summary["patches"] / self.ingest.summary["seconds"])
-
-    @property
     def share(self) -> float:
         """Of the mean pass next to it."""
-        return self.rate / statistics.mean(found.rate for found in self.passes)
+        return self.ingest.rate / statistics.mean(found.rate for found in self.passes)
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ def report(bare: Bare, passes: tuple[Pass, Pass], flow: Flow, tutorial: Tutorial
 
     def ingested(what: str, run: homes.IngestRun, share: float | None = None) -> list[str]:
         patches, way = run.summary["patches"], run.summary["precision"]
-        return line(f"{what}, {patches:,} patches", way, patches / run.summary["seconds"], share)
+        return line(f"{what}, {patches:,} patches", way, run.rate, share)
 
     fastest = "the fastest bare pass"
     rows = [
@@ -185,7 +180,7 @@ def report(bare: Bare, passes: tuple[Pass, Pass], flow: Flow, tutorial: Tutorial
     rows.append(line(f"the tutorial's way, {tutorial.images} images", "float32", tutorials))
     columns = ("what", "computed in", "patches/s", "to bare", "to the fastest", "to the tutorial")
     shares = sorted(run.share for run in flow.later)
-    rate = statistics.median(run.rate for run in flow.later)
+    rate = statistics.median(run.ingest.rate for run in flow.later)
     startup = statistics.median(run.ingest.startup_s for run in flow.later)
     return "\n".join(
         [

@@ -13,7 +13,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -28,11 +28,11 @@ from extractor.device import DTYPES, FLOAT32, candidates, choose_device, exporte
 from extractor.onnx import ExportedNetwork, export
 from extractor.sessions import load_openvino
 from patchstore.bench import home as homes
+from patchstore.bench.bare import run
 from patchstore.bench.report import machine, table
 
 BATCHES = 4  # a round
 Network = Callable[[Tensor], Tensor]
-Pass = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 def main() -> None:
@@ -45,22 +45,22 @@ def main() -> None:
     torch.manual_seed(0)
     batch = torch.randn(arguments.batch, 3, spec.side, spec.side)
     rows = batch.contiguous(memory_format=torch.channels_last)
-    ways: dict[str, tuple[Callable[[], Pass], Tensor]] = {
-        "torch, patch by patch, NCHW": (lambda: each(one_by_one(plain(network))), batch),
-        "torch": (lambda: each(network), rows),
-        "torch, norms folded": (lambda: each(folded), rows),
-        "torch.compile, frozen": (lambda: each(compiled(folded)), rows),
-        "OpenVINO, float32": (lambda: each(openvino(folded, spec.side)), rows),
+    ways: dict[str, tuple[Callable[[], Network], Tensor]] = {
+        "torch, patch by patch, NCHW": (lambda: one_by_one(plain(network)), batch),
+        "torch": (lambda: network, rows),
+        "torch, norms folded": (lambda: folded, rows),
+        "torch.compile, frozen": (lambda: compiled(folded), rows),
+        "OpenVINO, float32": (lambda: openvino(folded, spec.side), rows),
     }
     for way in exported_ways(device):
         ways[f"{way.runtime}, {way.precision}"] = (
-            lambda r=way.runtime: streamed(ExportedNetwork(folded, spec.side, r)),  # type: ignore[misc]
+            lambda r=way.runtime: ExportedNetwork(folded, spec.side, r),  # type: ignore[misc]
             rows,
         )
     for precision in candidates(device):
-        ways[f"torch, norms folded, {precision}"] = (lambda p=precision: each(low(folded, p)), rows)  # type: ignore[misc]
+        ways[f"torch, norms folded, {precision}"] = (lambda p=precision: low(folded, p), rows)  # type: ignore[misc]
         ways[f"torch.compile, frozen, {precision}"] = (
-            lambda p=precision: each(low(compiled(folded), p)),  # type: ignore[misc]
+            lambda p=precision: low(compiled(folded), p),  # type: ignore[misc]
             rows,
         )
     with torch.no_grad():
@@ -75,22 +75,22 @@ _COLUMNS = ("way", "patches/s", "times torch", "set-up, s", "lowest cosine")
 
 
 def measure(
-    ways: dict[str, tuple[Callable[[], Pass], Tensor]], rounds: int
+    ways: dict[str, tuple[Callable[[], Network], Tensor]], rounds: int
 ) -> list[tuple[str, str, str, str, str]]:
     """The table's lines."""
-    passes: dict[str, Pass] = {}
+    networks: dict[str, Network] = {}
     setup: dict[str, float] = {}
     vectors: dict[str, Tensor] = {}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for name, (make, batch) in ways.items():
         begun = time.perf_counter()
-        passes[name] = make()
-        vectors[name] = passes[name]([batch])[0].float()
+        networks[name] = make()
+        vectors[name] = torch.cat(run(networks[name], [batch])).float()
         setup[name] = time.perf_counter() - begun
     for _ in range(rounds):
         for name, (_make, batch) in ways.items():
             begun = time.perf_counter()
-            passes[name]([batch] * BATCHES)
+            run(networks[name], [batch] * BATCHES)
             seconds[name].append((time.perf_counter() - begun) / BATCHES)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     exact = next(iter(vectors.values()))
@@ -114,23 +114,6 @@ def plain(network: nn.Module) -> nn.Module:
 def one_by_one(network: nn.Module) -> Network:
     """As tutorials do."""
     return lambda batch: torch.cat([network(patch[None]) for patch in batch])
-
-
-def each(network: Network) -> Pass:
-    """One batch after the other."""
-    return lambda batches: [network(batch) for batch in batches]
-
-
-def streamed(network: ExportedNetwork) -> Pass:
-    """In as many passes at once as keep the cores at work."""
-
-    def run(batches: Sequence[Tensor]) -> list[Tensor]:
-        size = network.share(len(batches[0]))
-        parts = [part for batch in batches for part in torch.split(batch, size)]
-        vectors = torch.cat(list(network.map(lambda part: part, parts)))
-        return list(torch.split(vectors, len(batches[0])))
-
-    return run
 
 
 def low(network: Network, precision: str) -> Network:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -42,6 +43,18 @@ from .transfer import Transfers, late
 _Results = list[PatchFeatures | ImageError]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Windows:
+    """Windows `boxes` (N, 4), each of the image `owner` (N,)."""
+
+    images: Sequence[NDArray[np.uint8]]
+    owner: NDArray[np.int64]
+    boxes: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
 
 
 class FeatureExtractor:
@@ -128,9 +141,11 @@ class FeatureExtractor:
             check_pixels(image.pixels, image.grid)
         counts = [len(image.grid) for image in images]
         vectors = self._begin(
-            [image.pixels for image in images],
-            np.repeat(np.arange(len(images)), counts),
-            np.concatenate([self._cuts(image.grid) for image in images]),
+            _Windows(
+                [image.pixels for image in images],
+                np.repeat(np.arange(len(images)), counts),
+                np.concatenate([self._cuts(image.grid) for image in images]),
+            )
         )
 
         def results() -> _Results:
@@ -177,13 +192,14 @@ class FeatureExtractor:
         boxes = np.array([region.box for region in regions], dtype=np.int32).reshape(-1, 4)
         if self._dense is None:  # a patch by itself needs nothing of its picture but its own pixels
             boxes[:, :2] = 0
-            raw = self._vectors([region.pixels for region in regions], np.arange(len(boxes)), boxes)
+            pixels = [region.pixels for region in regions]
+            windows = _Windows(pixels, np.arange(len(boxes)), boxes)
         else:
             pictures = {id(region.picture): region.picture for region in regions}
             at = {key: i for i, key in enumerate(pictures)}
             owner = np.array([at[id(region.picture)] for region in regions], dtype=np.int64)
-            raw = self._vectors(list(pictures.values()), owner, boxes)
-        return [self._vector(row) for row in raw]
+            windows = _Windows(list(pictures.values()), owner, boxes)
+        return [self._vector(row) for row in self._begin(windows)()]
 
     def _vector(self, raw: NDArray[np.float32]) -> NDArray[np.float32] | ImageError:
         try:
@@ -201,44 +217,27 @@ class FeatureExtractor:
             return error
         return PatchFeatures(image.grid.boxes, image.grid.scales, vectors)
 
-    def _vectors(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        owner: NDArray[np.int64],
-        windows: NDArray[np.int32],
-    ) -> NDArray[np.float32]:
-        """Run windows (N, 4), each of the image `owner` (N,), to raw vectors (N, D)."""
-        return self._begin(images, owner, windows)()
-
-    def _begin(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        owner: NDArray[np.int64],
-        windows: NDArray[np.int32],
-    ) -> Callable[[], NDArray[np.float32]]:
-        if self._dense is None and isinstance(self._run, ExportedNetwork):
-            return self._streamed(self._run, images, owner, windows)
+    def _begin(self, windows: _Windows) -> Callable[[], NDArray[np.float32]]:
+        """Begin to run windows to raw vectors (N, D)."""
         if self._dense is not None:
-            vectors = self._dense_vectors(self._dense, images, owner, windows)
+            vectors = self._dense_vectors(self._dense, windows)
+        elif isinstance(self._run, ExportedNetwork):
+            return self._streamed(self._run, windows)
         else:
             vectors = np.empty((len(windows), self.spec.dim), dtype=np.float32)
-            for batch, fetched in late(self._passes(images, owner, windows)):
+            for batch, fetched in late(self._passes(windows)):
                 vectors[batch] = fetched()
         return lambda: vectors
 
     def _streamed(
-        self,
-        network: ExportedNetwork,
-        images: Sequence[NDArray[np.uint8]],
-        owner: NDArray[np.int64],
-        windows: NDArray[np.int32],
+        self, network: ExportedNetwork, windows: _Windows
     ) -> Callable[[], NDArray[np.float32]]:
         """Begin several passes at once, each cut where it is computed."""
-        tensors = [self._transfers.to_device(pixels) for pixels in images]
+        tensors = [self._transfers.to_device(pixels) for pixels in windows.images]
 
         def cut(batch: slice) -> Tensor:
-            owners = owner[batch].tolist()
-            return self._cutter.cut([tensors[i] for i in owners], windows[batch].tolist())
+            owners = windows.owner[batch].tolist()
+            return self._cutter.cut([tensors[i] for i in owners], windows.boxes[batch].tolist())
 
         size = network.share(self.batch_size)
         passes = [
@@ -255,10 +254,7 @@ class FeatureExtractor:
         return fetched
 
     def _passes(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        owner: NDArray[np.int64],
-        windows: NDArray[np.int32],
+        self, windows: _Windows
     ) -> Iterator[tuple[slice, Callable[[], NDArray[np.float32]]]]:
         """Queue the passes over windows, in order: which, and what waits for their vectors."""
         held: dict[int, Tensor] = {}  # each image is moved to the device once
@@ -266,13 +262,14 @@ class FeatureExtractor:
         while start < len(windows):
             with self._turn:
                 batch = slice(start, start + self.batch_size)
-                owners = owner[batch].tolist()
+                owners = windows.owner[batch].tolist()
                 try:
                     held = {
-                        i: held[i] if i in held else self._transfers.to_device(images[i])
+                        i: held[i] if i in held else self._transfers.to_device(windows.images[i])
                         for i in dict.fromkeys(owners)
                     }
-                    patches = self._cutter.cut([held[i] for i in owners], windows[batch].tolist())
+                    boxes = windows.boxes[batch].tolist()
+                    patches = self._cutter.cut([held[i] for i in owners], boxes)
                     fetched = self._transfers.to_host(self.forward(patches))
                 except torch.OutOfMemoryError:
                     self._shrink(self._size(len(owners)))
@@ -281,20 +278,14 @@ class FeatureExtractor:
             start = batch.stop
 
     @torch.inference_mode()
-    def _dense_vectors(
-        self,
-        dense: DensePass,
-        images: Sequence[NDArray[np.uint8]],
-        owner: NDArray[np.int64],
-        windows: NDArray[np.int32],
-    ) -> NDArray[np.float32]:
+    def _dense_vectors(self, dense: DensePass, windows: _Windows) -> NDArray[np.float32]:
         assert isinstance(self._network, DenseNetwork)
         while True:
             with self._turn:
                 try:
                     # In float32: autocast would round the share of a cell that a box covers.
-                    on_device = [self._transfers.to_device(pixels) for pixels in images]
-                    pooled = dense.pooled(on_device, owner, windows)
+                    on_device = [self._transfers.to_device(pixels) for pixels in windows.images]
+                    pooled = dense.pooled(on_device, windows.owner, windows.boxes)
                     with self._arithmetic():
                         vectors: NDArray[np.float32] = self._network.vectors(pooled).cpu().numpy()
                 except torch.OutOfMemoryError:
@@ -336,7 +327,7 @@ class FeatureExtractor:
         black = np.zeros((self.spec.side, self.spec.side, 3), dtype=np.uint8)
         window = np.array([[0, 0, self.spec.side, self.spec.side]], dtype=np.int32)
         try:
-            self._vectors([black], np.zeros(1, dtype=np.int64), window)
+            self._begin(_Windows([black], np.zeros(1, dtype=np.int64), window))()
         except Exception as error:  # of the network, the compilers, or the device
             line = " ".join(str(error).split())[:200]
             raise DeviceError(f"{COMPILED} cannot run this network: {line}") from error

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,21 +55,24 @@ class Bare:
         """Runs the prepared batches round and round for at least so long."""
         patches = sum(map(len, self.batches))
         with torch.inference_mode(), arithmetic(self.way, self.device):
-            self._run(self.batches[:WARM_UP_BATCHES])
+            run(self.network, self.batches[:WARM_UP_BATCHES])
+            wait_for(self.device)
             done, begun, used = 0, time.perf_counter(), time.process_time()
             while time.perf_counter() - begun < seconds:
-                self._run(self.batches)
+                run(self.network, self.batches)
+                wait_for(self.device)
                 done += patches
             wall = time.perf_counter() - begun
             return Pass(done / wall, (time.process_time() - used) / wall)
 
-    def _run(self, batches: Sequence[Tensor]) -> None:
-        if isinstance(self.network, ExportedNetwork):
-            deque(self.network.map(lambda batch: batch, batches), maxlen=0)
-            return
-        for batch in batches:
-            self.network(batch)
-        wait_for(self.device)
+
+def run(network: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
+    """The vectors of batches of one size, in order; an exported network runs several at once."""
+    if not isinstance(network, ExportedNetwork):
+        return [network(batch) for batch in batches]
+    size = network.share(len(batches[0]))
+    parts = [part for batch in batches for part in torch.split(batch, size)]
+    return list(network.map(lambda part: part, parts))
 
 
 def decode(files: Sequence[Path], spec: FeatureSpec) -> list[DecodedImage]:
@@ -113,10 +115,7 @@ def prepare(
 def as_the_flow_runs_it(bare: Bare, spec: FeatureSpec, backbone: Backbone) -> Bare:
     """The same pass by the runtime of its way, batch norms folded."""
     if bare.way.runtime in EXPORTED:
-        exported = backbone.exported(spec.side, bare.way.runtime)
-        size = exported.share(len(bare.batches[0]))
-        parts = [part for batch in bare.batches for part in torch.split(batch, size)]
-        return replace(bare, network=exported, batches=parts)
+        return replace(bare, network=backbone.exported(spec.side, bare.way.runtime))
     folded = backbone.folded(spec.side).to(bare.device)
     return replace(bare, network=compiled(folded) if bare.way.runtime == COMPILED else folded)
 
@@ -165,10 +164,10 @@ def run_alone(
     keep_freed_memory()
     resolved = resolve(options.recipe())
     spec, backbone = resolved.spec, resolved.backbone
-    run = prepare(spec, backbone, decode(files, spec), Way.parse(name))
+    bare = prepare(spec, backbone, decode(files, spec), Way.parse(name))
     flops = flops_a_patch(backbone.network, spec.side)
     if not as_it_is:
-        run = as_the_flow_runs_it(run, spec, backbone)
-    found = run.measure(seconds)
-    peak = peak_flops(run.way, run.device)
+        bare = as_the_flow_runs_it(bare, spec, backbone)
+    found = bare.measure(seconds)
+    peak = peak_flops(bare.way, bare.device)
     return Alone(round(found.rate * seconds), seconds, found.cores, found.rate * flops / peak)

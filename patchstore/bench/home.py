@@ -178,6 +178,11 @@ class IngestRun:
     peak_mib: float
 
     @property
+    def rate(self) -> float:
+        """Patches a second, from the flow's start to its end."""
+        return float(self.summary["patches"] / self.summary["seconds"])
+
+    @property
     def startup_s(self) -> float:
         """What goes before the flow's start and after its end."""
         return self.wall_s - float(self.summary["seconds"])
