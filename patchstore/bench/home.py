@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from extractor.images import image_suffixes
 from extractor.spec import Recipe
@@ -26,7 +27,7 @@ SPEC = "benchmark"
 COMMAND = Path(sys.executable).with_name("patchstore")
 SOME_IMAGES_FAILED = 3
 # Ours, and Prefect's own temporary one.
-PREFECT_SERVERS = (b"flows.local_server", b"prefect.server.api.server:create_app")
+PREFECT_SERVERS = ("flows.local_server", "prefect.server.api.server:create_app")
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,19 @@ def spread(files: list[Path], count: int) -> list[Path]:
 
 @contextmanager
 def temporary_home() -> Iterator[Path]:
-    """A fresh home; afterwards its servers are stopped and the folder is gone."""
+    """A fresh home; afterwards whatever was started for it is ended and the folder is gone."""
     home = Path(tempfile.mkdtemp(prefix="patchstore-benchmark-"))
     try:
         yield home
     finally:
+        # First what would start the servers again: whoever was interrupted within the call that
+        # starts a command has no handle on it.
+        _end(home, but="postgres")
         try:
             if (home / "postgres").exists():
-                run_command(home, "stop")
+                run_command(home, "stop")  # a Postgres that is killed leaves its shared memory
         finally:
-            end_prefect_servers(home)
+            _end(home)
             shutil.rmtree(home, ignore_errors=True)
 
 
@@ -199,24 +203,26 @@ def ingest(home: Path, images: Path, precision: str = "auto") -> IngestRun:
 
 def prefect_servers(home: Path) -> list[int]:
     """The process ids of Prefect's own servers that were started for `home`."""
-    processes = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-    return [process for process in processes if _is_prefect_server(process, home)]
+    return [
+        process.pid
+        for process in _started(home)
+        if any(server in " ".join(process.info["cmdline"]) for server in PREFECT_SERVERS)
+    ]
 
 
-def end_prefect_servers(home: Path) -> None:
-    """Ends them, whatever they are doing: their files go next."""
-    for server in prefect_servers(home):
-        with suppress(ProcessLookupError):
-            os.kill(server, signal.SIGKILL)
-    while prefect_servers(home):
-        time.sleep(0.05)
+def _end(home: Path, *, but: str | None = None) -> None:
+    """Kills what was started for `home`, whatever it is doing, until nothing of it is left."""
+    while left := [process for process in _started(home) if process.info["name"] != but]:
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=1)
 
 
-def _is_prefect_server(process: int, home: Path) -> bool:
-    try:
-        environ = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        arguments = Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:  # gone, or somebody else's
-        return False
-    ours = f"PATCHSTORE_HOME={home}".encode() in environ
-    return ours and any(name in arguments for name in PREFECT_SERVERS)
+def _started(home: Path) -> list[psutil.Process]:
+    """The processes with `home` in their environment, which children inherit."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "cmdline", "environ"])
+        if (process.info["environ"] or {}).get("PATCHSTORE_HOME") == str(home)
+    ]

@@ -109,4 +109,5 @@ def bench(
 
 
 def _leave(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what is put away meanwhile goes
     raise SystemExit(TERMINATED)

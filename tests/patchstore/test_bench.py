@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -19,7 +20,7 @@ from patchstore.bench import energy, run
 from patchstore.bench.bare import cores_to_use, run_alone
 from patchstore.bench.cases import Row
 from patchstore.bench.energy import Energy
-from patchstore.bench.home import SpecOptions
+from patchstore.bench.home import SpecOptions, environment, temporary_home
 from patchstore.bench.measure import apart, communicate, peak_mib
 from patchstore.bench.pictures import Pictures, copied, cut_out, made_up
 from patchstore.bench.tiles import pixeltable_home
@@ -209,6 +210,18 @@ def test_the_postgres_that_pixeltable_leaves_ends_with_its_folder() -> None:
         process.stdout.readline()
         process.stdout.close()
     assert process.wait(10) == 0
+    assert not home.exists()
+
+
+def test_a_command_that_nobody_has_a_handle_on_ends_with_its_home() -> None:
+    with suppress(KeyboardInterrupt), temporary_home() as home:
+        started = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
+        command = subprocess.Popen(started, env=environment(home), stdout=subprocess.PIPE)
+        assert command.stdout is not None
+        command.stdout.readline()
+        command.stdout.close()
+        raise KeyboardInterrupt
+    command.wait(10)
     assert not home.exists()
 
 
