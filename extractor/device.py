@@ -11,9 +11,10 @@ from .errors import DeviceError
 from .spec import Mode
 
 FLOAT32 = "float32"
-TORCH, ONNX, OPENVINO, COMPILED = "torch", "onnxruntime", "openvino", "torch.compile"
+TORCH, COMPILED = "torch", "torch.compile"
+ONNX, MNN, OPENVINO = "onnxruntime", "mnn", "openvino"
 # Runtimes of networks that were exported, on the CPU, and in which precision each is the fastest.
-EXPORTED = {ONNX: FLOAT32, OPENVINO: "bf16"}
+EXPORTED = {ONNX: FLOAT32, MNN: FLOAT32, OPENVINO: "bf16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -1,24 +1,29 @@
 """Runtimes of exported networks: each opens a file and gives what runs it.
 
-On a CPU both beat torch, see docs/benchmarks.md: ONNX Runtime in float32, OpenVINO in bf16, which
-ONNX Runtime has no kernels for.
+On a CPU they beat torch, see docs/benchmarks.md: ONNX Runtime and MNN in float32, OpenVINO in bf16,
+which the others have no kernels for. MNN computes kernels of 3x3 by Winograd's algorithm (Lavin and
+Gray, Fast Algorithms for Convolutional Neural Networks, 2016), which takes fewer multiplications.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .device import ONNX
+from .device import MNN, ONNX
 
 # Pixels as they lie in memory, float32 (N, H, W, 3), to vectors (N, D) or maps (N, C, h, w).
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -50,6 +55,8 @@ def open_session(
     """
     if runtime == ONNX:
         return _by_onnx(file, threads)
+    if runtime == MNN:
+        return _by_mnn(file, threads)
     return _by_openvino(file, threads, most_streams)
 
 
@@ -75,6 +82,82 @@ def _by_onnx(file: Path, threads: int) -> Session:
         return np.asarray(output)
 
     return Session(run)
+
+
+# By the converter itself: its Python wrapper installs a package and sends its maker what it was asked.
+_CONVERT = """
+import sys, _tools
+_tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", sys.argv[1], "--MNNModel", sys.argv[2]])
+"""
+
+
+def _by_mnn(file: Path, threads: int) -> Session:
+    mnn = _load_mnn()
+    interpreter = mnn.Interpreter(str(_for_mnn(file)))
+    session = interpreter.createSession({"backend": "CPU", "numThread": threads})
+    given, turn = interpreter.getSessionInput(session), threading.Lock()
+
+    def tensor(values: NDArray[np.float32]) -> Any:
+        layout = mnn.Tensor_DimensionType_Caffe  # in the order of the shape, whatever it means
+        return mnn.Tensor(values.shape, mnn.Halide_Type_Float, values, layout)
+
+    def run(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        with turn:
+            if given.getShape() != rows.shape:
+                interpreter.resizeTensor(given, rows.shape)
+                interpreter.resizeSession(session)
+            given.copyFrom(tensor(rows))
+            interpreter.runSession(session)
+            computed = interpreter.getSessionOutput(session)
+            output = tensor(np.empty(computed.getShape(), np.float32))
+            computed.copyToHostTensor(output)
+            return np.array(output.getNumpyData())
+
+    return Session(run)
+
+
+def _for_mnn(file: Path) -> Path:
+    """The network in MNN's own format, made beside the export where it is not there yet.
+
+    In a process of its own, for the converter ends the process where it does not know a layer.
+    """
+    made = file.with_name(f"{file.stem}-{version('mnn')}.mnn")
+    if not made.exists():
+        beside = made.with_suffix(f".{os.getpid()}")
+        told = subprocess.run(
+            [sys.executable, "-P", "-c", _CONVERT, file, beside],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ).stdout
+        if not beside.exists():
+            raise ValueError(told.strip().rpartition("\n")[2])
+        beside.replace(made)
+    return made
+
+
+def _load_mnn() -> ModuleType:
+    """Import MNN, which tells on standard output what the processor can do."""
+    if "MNN" not in sys.modules:
+        with _no_standard_output():
+            import MNN
+    return sys.modules["MNN"]
+
+
+@contextmanager
+def _no_standard_output() -> Iterator[None]:
+    """Let nothing out that is printed in C: standard output is for what a command was asked for."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    flush = ctypes.CDLL(None).fflush  # what waits in C's own buffer
+    flush(None)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def load_openvino() -> ModuleType:

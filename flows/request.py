@@ -11,6 +11,7 @@ Precision = Literal[
     "bf16",
     "fp16",
     "float32 by onnxruntime",
+    "float32 by mnn",
     "bf16 by openvino",
     "float32 by torch.compile",
     "bf16 by torch.compile",

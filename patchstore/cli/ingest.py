@@ -47,6 +47,7 @@ class Precision(StrEnum):
     bf16 = "bf16"
     fp16 = "fp16"
     by_onnxruntime = "float32 by onnxruntime"
+    by_mnn = "float32 by mnn"
     by_openvino = "bf16 by openvino"
     float32_compiled = "float32 by torch.compile"
     bf16_compiled = "bf16 by torch.compile"

@@ -13,7 +13,7 @@ from torch import nn
 from extractor import features as module
 from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
-from extractor.device import COMPILED, EXPORTED, FLOAT32, ONNX, OPENVINO, TORCH
+from extractor.device import COMPILED, EXPORTED, FLOAT32, MNN, ONNX, OPENVINO, TORCH
 from extractor.errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from extractor.features import FeatureExtractor
 from extractor.patches import reflect
@@ -56,7 +56,7 @@ def test_the_batch_size_does_not_change_a_vector(tiny_spec, mean_colour, decode,
 
 
 @pytest.mark.parametrize("mode", ["exact", "dense"])
-@pytest.mark.parametrize(("runtime", "tolerance"), [(ONNX, 1e-5), (OPENVINO, 2**-8)])
+@pytest.mark.parametrize(("runtime", "tolerance"), [(ONNX, 1e-5), (MNN, 1e-5), (OPENVINO, 2**-8)])
 def test_other_runtimes_give_the_vectors_of_torch(runtime, tolerance, mode, bf16, decode, noise):
     found = resolve(Recipe("squeezenet1_1", "random:0", patch_size=64, stride=32, mode=mode))
     images = [decode(noise(130, 70, seed), found.spec) for seed in range(3)]
@@ -75,7 +75,7 @@ class Mean(nn.Module):
         return patches.mean((2, 3))
 
 
-@pytest.mark.parametrize("runtime", [TORCH, ONNX, OPENVINO])
+@pytest.mark.parametrize("runtime", [TORCH, *EXPORTED])
 def test_what_is_begun_before_other_results_are_there_gets_its_own(
     runtime, bf16, tiny_spec, decode, noise
 ):
@@ -100,7 +100,7 @@ def test_the_mode_dense_is_not_compiled(tiny_spec, mean_colour):
         cpu(dense, mean_colour, runtime=COMPILED)
 
 
-@pytest.mark.parametrize(("runtime", "precision"), [(ONNX, "bf16"), (OPENVINO, "float32")])
+@pytest.mark.parametrize(("runtime", "precision"), [(ONNX, "bf16"), (MNN, "bf16"), (OPENVINO, "float32")])
 def test_a_runtime_is_refused_for_a_precision_that_is_not_its_own(
     runtime, precision, tiny_spec, mean_colour, monkeypatch
 ):

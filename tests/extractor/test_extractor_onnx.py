@@ -174,6 +174,19 @@ def test_openvino_tells_nobody_that_it_is_used(tmp_path):
     assert not (tmp_path / "intel").exists()
 
 
+def test_mnn_says_nothing_on_standard_output_and_nothing_to_its_maker(kept):
+    code = (
+        "import sys, torch; from pathlib import Path; from extractor.sessions import open_session; "
+        "open_session('mnn', Path(sys.argv[1]), threads=1); "
+        "print('said', [name for name in sys.modules if name.startswith('MNN.tools')])"
+    )
+    onnx.export(network(), SIDE, kept / "network.onnx")
+    told = subprocess.run(
+        [sys.executable, "-c", code, kept / "network.onnx"], capture_output=True, text=True
+    )
+    assert told.stdout == "said []\n", told.stderr
+
+
 def test_where_nothing_can_be_kept_the_network_runs_all_the_same(tmp_path, exports):
     (tmp_path / "networks").write_text("a file")
     same(ExportedNetwork(network(), SIDE, ONNX, tmp_path / "networks" / "one"))

@@ -9,7 +9,7 @@ from torch import nn
 from extractor import device as devices
 from extractor import onnx, precision
 from extractor.backbone import Backbone, resolve
-from extractor.device import FLOAT32, ONNX, OPENVINO, Way
+from extractor.device import FLOAT32, MNN, ONNX, OPENVINO, Way
 from extractor.features import FeatureExtractor
 from extractor.images import read_image
 from extractor.precision import candidates, check_kind, check_precision, device_kind
@@ -84,12 +84,15 @@ def without_bf16(monkeypatch):
         monkeypatch.setattr(module, "candidates", lambda _: ())
 
 
-def test_onnx_runtime_is_tried_where_the_work_repays_it(without_bf16, tiny_spec, sample):
+@pytest.mark.parametrize("runtime", [ONNX, MNN])
+def test_another_runtime_is_tried_where_the_work_repays_it(
+    runtime, without_bf16, tiny_spec, sample
+):
     found = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=5000)
-    assert f"{Way(FLOAT32, ONNX)} " in found.detail and "lowest cosine 1.0" in found.detail
-    assert found.kind.startswith("cpu") and "onnxruntime" in found.kind
+    assert f"{Way(FLOAT32, runtime)} " in found.detail and "lowest cosine 1.0" in found.detail
+    assert found.kind.startswith("cpu") and runtime in found.kind
     small = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=4999)
-    assert "onnxruntime" not in small.detail + small.kind
+    assert runtime not in small.detail + small.kind
 
 
 def test_with_bf16_openvino_is_tried_too(bf16, tiny_spec, sample):
@@ -125,12 +128,12 @@ def test_a_network_that_was_exported_is_tried_for_less_work(without_bf16, tiny_s
 
 
 def test_a_network_is_exported_once_for_the_check_and_the_run(
-    without_bf16, tiny_spec, sample, monkeypatch
+    without_bf16, tiny_spec, sample, monkeypatch, tmp_path
 ):
     exports = []
     export = onnx.export
     monkeypatch.setattr(onnx, "export", lambda *args: exports.append(args) or export(*args))
-    backbone = fake(Mean())
+    backbone = replace(fake(Mean()), export_folder=tmp_path / "kept")
     check_precision(tiny_spec, backbone, sample, "cpu")
     FeatureExtractor(tiny_spec, backbone, device="cpu", runtime=ONNX).extract(sample)
     assert len(exports) == 1

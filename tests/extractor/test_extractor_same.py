@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from extractor.agreement import TILE, relative_difference
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import ResolvedSpec, resolve
-from extractor.device import EXPORTED, FLOAT32, ONNX, OPENVINO, TORCH
+from extractor.device import EXPORTED, FLOAT32, OPENVINO, TORCH
 from extractor.features import FeatureExtractor
 from extractor.grid import spec_grid
 from extractor.spec import FeatureSpec, Recipe
@@ -72,7 +72,7 @@ few = settings(
 
 
 @pytest.mark.parametrize(
-    ("mode", "runtime"), list(product(("exact", "dense"), (TORCH, ONNX, OPENVINO))), ids=str
+    ("mode", "runtime"), list(product(("exact", "dense"), (TORCH, *EXPORTED))), ids=str
 )
 @few
 @given(
