@@ -10,7 +10,8 @@ images left out, and stored patches:
   counts as found, whichever of several equal patches it is; also the share of answers that say they
   are exact, and the latency beside that of comparing all;
 - the latency of `patchstore.similar_patches`, in SQL and by HTTP as a vector, beside the bare
-  pgvector query, all with an ef_search of 100, asked by one client and by eight;
+  pgvector query, all with an ef_search of 100, asked by one client and by eight; and by the least
+  that a service in Python could be (`search_least`);
 - with --plans, what Postgres does for each kind of question.
 
     python -m benchmarks.search --images FOLDER --weights FILE --cache vectors.npz
@@ -46,7 +47,7 @@ from .search_store import (
     store_parser,
 )
 from .search_ways import Answer, Bare, Function, Question, Way, recall, times
-from .service import running_service
+from .service import least_service, running_service
 
 REAL_ROWS = 100_000  # from which on copies are stored
 EF_SEARCH = (40, 100, 200, 400)
@@ -76,14 +77,19 @@ def main() -> None:
         rows, originals = count_rows(known, chosen), int(known.owners[-1]) + 1
         print(f"{rows:,} patches of {len(ids):,} images, {spec.dim} dimensions; ", end="")
         print(f"{min(len(chosen), originals):,} images are no copies; index: {built_s:.0f} s\n")
-        with running_service(home) as service:
-            report(url, service.url, spec, known, ids, arguments)
+        with running_service(home) as service, least_service(home, url) as least:
+            by_http: dict[str, Way] = {
+                "a vector by HTTP": Http(service.url, spec.name),
+                "a vector by HTTP, httpx": Httpx(service.url, spec.name),
+                "by HTTP, the least in Python": Http(least.url, spec.name),
+            }
+            report(url, by_http, spec, known, ids, arguments)
         print(machine(url))
 
 
 def report(
     url: str,
-    service: str,
+    by_http: Mapping[str, Way],
     spec: StoredSpec,
     known: Vectors,
     ids: Mapping[Picture, int],
@@ -92,7 +98,7 @@ def report(
     """All tables of a store that is loaded."""
     kinds = questions(known, ids, arguments.queries)
     print(table(_RECALL, recall_lines(url, spec, kinds, arguments.exact_queries)), end="\n\n")
-    print(table(_LATENCY, latency_lines(url, service, spec, kinds["held-out patches"])), end="\n\n")
+    print(table(_LATENCY, latency_lines(url, by_http, spec, kinds["held-out patches"])), end="\n\n")
     if arguments.plans:
         for kind, asked in kinds.items():
             print(f"{kind}\n\n```text\n{plans(url, spec.name, asked[0])}\n```\n")
@@ -169,15 +175,14 @@ def _cells(
 
 
 def latency_lines(
-    url: str, service: str, spec: StoredSpec, asked: Sequence[Question]
+    url: str, by_http: Mapping[str, Way], spec: StoredSpec, asked: Sequence[Question]
 ) -> list[list[str]]:
     """A row for each way and number of clients."""
     ways: dict[str, Way] = {
         "bare pgvector": bare(url, spec),
         "similar_patches": Function(url, spec.name),
         "similar_patches, usual ef_search": Function(url, spec.name, ef_search=None),
-        "a vector by HTTP": Http(service, spec.name),
-        "a vector by HTTP, httpx": Httpx(service, spec.name),
+        **by_http,
     }
     lines = []
     for clients in CLIENTS:

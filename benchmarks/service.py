@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,20 +31,34 @@ def running_service(home: Path, **settings: str) -> Iterator[Service]:
         home: of the store.
         settings: further environment variables.
     """
-    log = home / "serve.log"
+    with _running(home, COMMAND, "serve", "--port", "0", **settings) as service:
+        while httpx.get(f"{service.url}/readyz").status_code != 200:
+            time.sleep(0.1)
+        yield service
+
+
+@contextmanager
+def least_service(home: Path, url: str) -> Iterator[Service]:
+    """What is in `search_least`, over the store of a home by its URL."""
+    with _running(
+        home, sys.executable, Path(__file__).with_name("search_least.py"), url
+    ) as service:
+        yield service
+
+
+@contextmanager
+def _running(home: Path, *command: str | Path, **settings: str) -> Iterator[Service]:
+    log = home / f"{Path(command[1]).stem}.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [COMMAND, "serve", "--port", "0"],
+            command,
             env={**environment(home), **settings},
             cwd=home,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
     try:
-        url = _wait_for_url(log, process)
-        while httpx.get(f"{url}/readyz").status_code != 200:
-            time.sleep(0.1)
-        yield Service(url, process.pid, log)
+        yield Service(_wait_for_url(log, process), process.pid, log)
     finally:
         process.terminate()
         process.wait()
@@ -60,4 +75,4 @@ def _wait_for_url(log: Path, process: "subprocess.Popen[bytes]") -> str:
             else:
                 return url
         time.sleep(0.1)
-    raise RuntimeError(f"patchstore serve ended with {process.returncode}:\n{log.read_text()}")
+    raise RuntimeError(f"{process.args!r} ended with {process.returncode}:\n{log.read_text()}")
