@@ -38,7 +38,7 @@ _KEPT = 8  # exports, each as large as its network: 45 MB for a ResNet-18
 _LEAST = 8  # patches a batch; fewer are slower
 _DENSE_STREAMS = 2  # a tile of 2,048 pixels takes half a gigabyte
 _UNEVEN = 5  # pixels by which a rectangle that a dense network is tried on is no square
-# Of the largest value; rounding alone gives 1e-6, 1e-4 by Winograd's algorithm, and 1e-2 in bf16.
+# Of the largest value; rounding alone gives 1e-6, up to 3e-4 by MNN, see `agreement`, 1e-2 in bf16.
 _TOLERANCE = {ONNX: 1e-4, MNN: 1e-3, OPENVINO: 0.1}
 
 

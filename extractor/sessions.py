@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -84,15 +85,17 @@ def _by_onnx(file: Path, threads: int) -> Session:
     return Session(run)
 
 
-# By the converter itself: its Python wrapper installs a package and sends its maker what it was asked.
+# The converter itself: its wrapper `MNN.tools` installs a package and tells its maker of each use.
 _CONVERT = """
 import sys, _tools
-_tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", sys.argv[1], "--MNNModel", sys.argv[2]])
+file, made = sys.argv[1:]
+_tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", file, "--MNNModel", made])
 """
 
 
 def _by_mnn(file: Path, threads: int) -> Session:
-    mnn = _load_mnn()
+    with _no_standard_output():  # where it tells what the processor can do
+        mnn = import_module("MNN")
     interpreter = mnn.Interpreter(str(_for_mnn(file)))
     session = interpreter.createSession({"backend": "CPU", "numThread": threads})
     given, turn = interpreter.getSessionInput(session), threading.Lock()
@@ -119,29 +122,22 @@ def _by_mnn(file: Path, threads: int) -> Session:
 def _for_mnn(file: Path) -> Path:
     """The network in MNN's own format, made beside the export where it is not there yet.
 
-    In a process of its own, for the converter ends the process where it does not know a layer.
+    In a process of its own: of some layers that it does not know the converter dies.
     """
     made = file.with_name(f"{file.stem}-{version('mnn')}.mnn")
     if not made.exists():
         beside = made.with_suffix(f".{os.getpid()}")
-        told = subprocess.run(
+        converter = subprocess.run(
             [sys.executable, "-P", "-c", _CONVERT, file, beside],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        ).stdout
-        if not beside.exists():
-            raise ValueError(told.strip().rpartition("\n")[2])
+        )
+        if converter.returncode or not beside.exists():
+            said = converter.stdout.strip().rpartition("\n")[2]
+            raise ValueError(f"its converter ended with {converter.returncode}: {said}")
         beside.replace(made)
     return made
-
-
-def _load_mnn() -> ModuleType:
-    """Import MNN, which tells on standard output what the processor can do."""
-    if "MNN" not in sys.modules:
-        with _no_standard_output():
-            import MNN
-    return sys.modules["MNN"]
 
 
 @contextmanager

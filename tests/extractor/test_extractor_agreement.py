@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from extractor.agreement import relative_difference, tolerance
-from extractor.device import Way
+from extractor.device import MNN, Way
 
 
 def test_the_tolerance_follows_the_precision():
     assert tolerance(Way("float32"), "exact") == pytest.approx(3e-4, rel=0.02)
+    assert tolerance(Way("float32", MNN), "exact") == 1e-3
     assert tolerance(Way("fp16"), "exact") == pytest.approx(0.0447, rel=0.01)  # a cosine of 0.999
     assert tolerance(Way("bf16"), "exact") == tolerance(None, "exact") == 2**-3
 

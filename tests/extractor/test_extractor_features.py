@@ -100,7 +100,9 @@ def test_the_mode_dense_is_not_compiled(tiny_spec, mean_colour):
         cpu(dense, mean_colour, runtime=COMPILED)
 
 
-@pytest.mark.parametrize(("runtime", "precision"), [(ONNX, "bf16"), (MNN, "bf16"), (OPENVINO, "float32")])
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [(ONNX, "bf16"), (MNN, "bf16"), (OPENVINO, "float32")]
+)
 def test_a_runtime_is_refused_for_a_precision_that_is_not_its_own(
     runtime, precision, tiny_spec, mean_colour, monkeypatch
 ):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from extractor import onnx
-from extractor.device import EXPORTED, ONNX, OPENVINO
+from extractor import onnx, sessions
+from extractor.device import EXPORTED, MNN, ONNX, OPENVINO
 from extractor.errors import DeviceError
 from extractor.network import DenseNetwork
 from extractor.onnx import ExportedNetwork, export_folder, is_exported
@@ -185,6 +185,13 @@ def test_mnn_says_nothing_on_standard_output_and_nothing_to_its_maker(kept):
         [sys.executable, "-c", code, kept / "network.onnx"], capture_output=True, text=True
     )
     assert told.stdout == "said []\n", told.stderr
+
+
+@pytest.mark.parametrize("code", ["import os; os.abort()", "print('no such layer')"])
+def test_a_network_that_mnn_does_not_convert_is_refused(code, monkeypatch):
+    monkeypatch.setattr(sessions, "_CONVERT", code)
+    with pytest.raises(DeviceError, match=f"{MNN} cannot run this network: its converter ended"):
+        ExportedNetwork(network(), SIDE, MNN)
 
 
 def test_where_nothing_can_be_kept_the_network_runs_all_the_same(tmp_path, exports):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extractor.agreement import TILE, relative_difference
+from extractor.agreement import MNN_ROUNDING, TILE, relative_difference
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import ResolvedSpec, resolve
 from extractor.device import EXPORTED, FLOAT32, MNN, OPENVINO, TORCH
@@ -22,7 +22,6 @@ from extractor.grid import spec_grid
 from extractor.spec import FeatureSpec, Recipe
 
 SAME = {"exact": 1e-5, "dense": TILE}
-SAME_BY_MNN = {"exact": 1e-4, "dense": TILE}
 SIDE = 64
 THREADS = torch.get_num_threads()
 
@@ -101,4 +100,4 @@ def test_neighbours_place_batch_and_threads_change_no_vector(
     torch.set_num_threads(count)
     found = extract(images, mode, runtime=runtime, batch_size=batch_size)[place]
     differences = [relative_difference(a, b) for a, b in zip(found, expected, strict=True)]
-    assert max(differences) <= (SAME_BY_MNN if runtime == MNN else SAME)[mode]
+    assert max(differences) <= (MNN_ROUNDING if runtime == MNN else SAME[mode])
