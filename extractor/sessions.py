@@ -94,10 +94,11 @@ _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", file, "--MNNModel"
 
 
 def _by_mnn(file: Path, threads: int) -> Session:
-    with _no_standard_output():  # where it tells what the processor can do
+    made = _for_mnn(file)
+    with _no_standard_output():  # where it tells what the processor can do, and what is no network
         mnn = import_module("MNN")
-    interpreter = mnn.Interpreter(str(_for_mnn(file)))
-    session = interpreter.createSession({"backend": "CPU", "numThread": threads})
+        interpreter = mnn.Interpreter(str(made))
+        session = interpreter.createSession({"backend": "CPU", "numThread": threads})
     given, turn = interpreter.getSessionInput(session), threading.Lock()
 
     def tensor(values: NDArray[np.float32]) -> Any:
