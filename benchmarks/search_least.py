@@ -4,7 +4,7 @@ It reads the same body, asks the same function on the event loop, without a thre
 writes the hits: by uvicorn, psycopg and the standard library's json alone. No limits, no tokens, no
 log, no checks of what is asked.
 
-    python benchmarks/search_least.py DATABASE_URL
+    python -P benchmarks/search_least.py DATABASE_URL
 """
 
 import json

@@ -31,7 +31,7 @@ def running_service(home: Path, **settings: str) -> Iterator[Service]:
         home: of the store.
         settings: further environment variables.
     """
-    with _running(home, COMMAND, "serve", "--port", "0", **settings) as service:
+    with _running(home, "serve", COMMAND, "serve", "--port", "0", **settings) as service:
         while httpx.get(f"{service.url}/readyz").status_code != 200:
             time.sleep(0.1)
         yield service
@@ -40,15 +40,15 @@ def running_service(home: Path, **settings: str) -> Iterator[Service]:
 @contextmanager
 def least_service(home: Path, url: str) -> Iterator[Service]:
     """What is in `search_least`, over the store of a home by its URL."""
-    with _running(
-        home, sys.executable, Path(__file__).with_name("search_least.py"), url
-    ) as service:
+    # Not with its folder on the path, whose copy.py is not the one that others import.
+    command = (sys.executable, "-P", Path(__file__).with_name("search_least.py"), url)
+    with _running(home, "least", *command) as service:
         yield service
 
 
 @contextmanager
-def _running(home: Path, *command: str | Path, **settings: str) -> Iterator[Service]:
-    log = home / f"{Path(command[1]).stem}.log"
+def _running(home: Path, name: str, *command: str | Path, **settings: str) -> Iterator[Service]:
+    log = home / f"{name}.log"
     with log.open("w") as file:
         process = subprocess.Popen(
             command,
