@@ -11,6 +11,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,18 +127,22 @@ def _for_mnn(file: Path) -> Path:
     In a process of its own: of some layers that it does not know the converter dies.
     """
     made = file.with_name(f"{file.stem}-{version('mnn')}.mnn")
-    if not made.exists():
-        beside = made.with_suffix(f".{os.getpid()}")
+    if made.exists():
+        return made
+    with tempfile.TemporaryDirectory(
+        dir=file.parent
+    ) as beside:  # what a dead converter leaves goes
+        whole = Path(beside) / made.name
         converter = subprocess.run(
-            [sys.executable, "-P", "-c", _CONVERT, file, beside],
+            [sys.executable, "-P", "-c", _CONVERT, file, whole],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        if converter.returncode or not beside.exists():
+        if converter.returncode or not whole.exists():
             said = converter.stdout.strip().rpartition("\n")[2]
             raise ValueError(f"its converter ended with {converter.returncode}: {said}")
-        beside.replace(made)
+        whole.replace(made)
     return made
 
 

@@ -207,6 +207,16 @@ def test_a_network_that_mnn_does_not_convert_is_refused(code, monkeypatch):
         ExportedNetwork(network(), SIDE, MNN)
 
 
+def test_a_converter_that_dies_leaves_nothing_beside_what_is_kept(kept, monkeypatch):
+    ExportedNetwork(network(), SIDE, ONNX, kept)
+    before = sorted(kept.iterdir())
+    code = "import os, sys; open(sys.argv[2], 'w').write('half'); os.abort()"
+    monkeypatch.setattr(sessions, "_CONVERT", code)
+    with pytest.raises(DeviceError, match="its converter ended"):
+        ExportedNetwork(network(), SIDE, MNN, kept)
+    assert sorted(kept.iterdir()) == before
+
+
 def test_where_nothing_can_be_kept_the_network_runs_all_the_same(tmp_path, exports):
     (tmp_path / "networks").write_text("a file")
     same(ExportedNetwork(network(), SIDE, ONNX, tmp_path / "networks" / "one"))
