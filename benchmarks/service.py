@@ -1,4 +1,4 @@
-"""`patchstore serve` as a process of its own, over a benchmark's home."""
+"""Services as processes of their own, over a benchmark's home: ours, and the least there can be."""
 
 import re
 import subprocess

@@ -206,7 +206,7 @@ def prefect_servers(home: Path) -> list[int]:
     return [
         process.pid
         for process in _started(home)
-        if any(server in " ".join(process.info["cmdline"]) for server in PREFECT_SERVERS)
+        if any(server in " ".join(process.info["cmdline"] or ()) for server in PREFECT_SERVERS)
     ]
 
 
