@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPConnection
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
+from .lean_client import LeanClient
 from .search_ways import Answer, Ask, K, Prepare, Question
 
 PATH = "/v1/search"
@@ -27,25 +26,14 @@ class Http:
 
     @contextmanager
     def open(self) -> Iterator[Prepare]:
-        """By the standard library's client, with a ready body."""
-        connection = HTTPConnection(urlsplit(self.url).netloc, timeout=60)
-        try:
-            yield partial(self._prepare, connection)
-        finally:
-            connection.close()
+        """With ready requests."""
+        with closing(LeanClient(self.url)) as client:
+            yield partial(self._prepare, client)
 
-    def _prepare(self, connection: HTTPConnection, question: Question) -> Ask:
+    def _prepare(self, client: LeanClient, question: Question) -> Ask:
         body = json.dumps(request(question, self.spec, self.ef_search))
-
-        def ask() -> Answer:
-            connection.request("POST", PATH, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            content = answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"{answer.status} {content[:300]!r}")
-            return read(json.loads(content))
-
-        return partial(again, connection, ask)
+        ready = client.request(PATH, body.encode())
+        return lambda: read(json.loads(client.send(ready)))
 
 
 @dataclass(frozen=True)
@@ -66,15 +54,6 @@ class Httpx:
         answer = client.post(PATH, json=request(question, self.spec, self.ef_search))
         answer.raise_for_status()
         return read(answer.json())
-
-
-def again(connection: HTTPConnection, ask: Ask) -> Answer:
-    """Asks once more where the service has closed the connection, which was idle for long."""
-    try:
-        return ask()
-    except ConnectionError:
-        connection.close()
-        return ask()
 
 
 def request(question: Question, spec: str, ef_search: int) -> dict[str, Any]:

@@ -20,10 +20,9 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from http.client import HTTPConnection
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -45,6 +44,7 @@ from patchstore.api.settings import ServeSettings
 from patchstore.bench import home as homes
 from patchstore.bench.report import machine, table
 
+from .lean_client import LeanClient
 from .search_http import PATH
 from .service import running_service
 
@@ -180,7 +180,7 @@ def one_client(
 def ask(client: httpx.Client, upload: bytes) -> None:
     """One picture by HTTP."""
     answer = client.send(request(str(client.base_url), upload))
-    check(answer.status_code, answer.content)
+    check(answer.raise_for_status().content)
 
 
 def request(service: str, upload: bytes) -> httpx.Request:
@@ -189,10 +189,10 @@ def request(service: str, upload: bytes) -> httpx.Request:
     return httpx.Request("POST", urljoin(service, PATH), files=files, data=options)
 
 
-def check(status: int, content: bytes) -> None:
-    """Raises RuntimeError unless an answer is one."""
-    if status != 200 or len(json.loads(content)["hits"]) != K:
-        raise RuntimeError(f"{status} {content[:300]!r}")
+def check(answer: bytes) -> None:
+    """Raises RuntimeError unless as many hits came as were asked for."""
+    if len(json.loads(answer)["hits"]) != K:
+        raise RuntimeError(repr(answer[:300]))
 
 
 def many_clients(client: Client, service: str, uploads: Sequence[bytes], seconds: float) -> float:
@@ -224,19 +224,12 @@ def by_httpx(service: str, uploads: Sequence[bytes]) -> Iterator[Ask]:
 @contextmanager
 def by_ready_bodies(service: str, uploads: Sequence[bytes]) -> Iterator[Ask]:
     """At the least cost to the client, which shares the service's cores."""
-    requests = [request(service, upload) for upload in uploads]
-    ready = [(each.read(), {"Content-Type": each.headers["Content-Type"]}) for each in requests]
-    connection = HTTPConnection(urlsplit(service).netloc, timeout=60)
-
-    def ask_about(number: int) -> None:
-        connection.request("POST", PATH, *ready[number])
-        answer = connection.getresponse()
-        check(answer.status, answer.read())
-
-    try:
-        yield ask_about
-    finally:
-        connection.close()
+    with closing(LeanClient(service)) as client:
+        requests = [request(service, upload) for upload in uploads]
+        ready = [
+            client.request(PATH, each.read(), each.headers["Content-Type"]) for each in requests
+        ]
+        yield lambda number: check(client.send(ready[number]))
 
 
 def rows(parts: dict[str, NDArray[np.float64]]) -> list[list[str]]:
