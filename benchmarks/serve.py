@@ -122,7 +122,8 @@ def extractor_of(url: str) -> FeatureExtractor:
     engine.dispose()
     recipe = FeatureSpec.model_validate(stored.recipe)
     backbone = load_backbone(recipe, stored.weights_source)
-    return FeatureExtractor(recipe, backbone, batch_size=ServeSettings().api_batch_size)
+    batch_size = ServeSettings().api_batch_size
+    return FeatureExtractor(recipe, backbone, batch_size=batch_size, single_passes=True)
 
 
 def noise(extractor: FeatureExtractor, patches: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from .arrays import DecodedImage, PatchFeatures, Region
 from .backbone import Backbone
@@ -36,6 +36,7 @@ from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from .grid import PatchGrid
 from .network import CutNetwork, DenseNetwork, cast_once, main_part
 from .onnx import ExportedNetwork
+from .packed import packed
 from .patches import PatchCutter
 from .spec import FeatureSpec
 from .transfer import Transfers, late
@@ -80,8 +81,20 @@ class FeatureExtractor:
         runtime: str = TORCH,
         batch_size: int = 32,
         dense_tile: int = 2048,
+        single_passes: bool = False,
     ) -> None:
         """Bring a network to its device; the backbone itself is left as it is.
+
+        Args:
+            spec: whose vectors are computed.
+            backbone: its network.
+            device: see `choose_device`.
+            precision: see `candidates`.
+            runtime: see `exported_ways`.
+            batch_size: patches that are computed at once.
+            dense_tile: side of the largest square that a dense network is given, in pixels.
+            single_passes: passes of one patch are to be fast, too, as questions bring them; on a
+                CPU takes the memory of the network's weights once more.
 
         Raises:
             DeviceError: when device or precision are not there, or the runtime cannot be used.
@@ -108,6 +121,9 @@ class FeatureExtractor:
         self._run = main_part(self._network)
         if runtime in EXPORTED:
             self._run = backbone.exported(spec.side, runtime)
+        self._run_one: nn.Module | None = None
+        if single_passes and shared and runtime == TORCH and spec.mode == "exact":
+            self._run_one = packed(self._network, _noise(spec.side))
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
         if runtime == COMPILED:
             self._compile()
@@ -313,8 +329,9 @@ class FeatureExtractor:
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
         """Run a normalised batch, (N, 3, S, S), to raw vectors float32 (N, D); the bare pass."""
+        run = self._run_one if self._run_one is not None and len(batch) == 1 else self._run
         with self._arithmetic():
-            vectors = self._run(filled_up(batch, self._size(len(batch))))
+            vectors = run(filled_up(batch, self._size(len(batch))))
         return vectors[: len(batch)].float()
 
     def _size(self, patches: int) -> int:
@@ -359,3 +376,9 @@ class FeatureExtractor:
         log.warning("%s is out of memory, batch_size is now %d", self.device, self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _noise(side: int) -> Tensor:
+    """One patch, float32 (1, 3, S, S), channels last."""
+    patch = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return patch.contiguous(memory_format=torch.channels_last)

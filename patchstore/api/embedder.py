@@ -140,7 +140,10 @@ class BatchingEmbedder:
         begun = time.perf_counter()
         try:
             extractor = load_extractor(
-                FeatureSpec.model_validate(spec.recipe), spec.weights_source, self._batch_size
+                FeatureSpec.model_validate(spec.recipe),
+                spec.weights_source,
+                self._batch_size,
+                single_passes=True,
             )
             vectors = extractor.embed_many([region for job in due for region in job.regions])
         except Exception as error:  # whatever it is, those who wait must hear of it

@@ -53,7 +53,8 @@ class Network:
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     network = Network()
 
-    def load(_recipe: object, weights: str, _batch_size: int) -> Network:
+    def load(_recipe: object, weights: str, _batch_size: int, *, single_passes: bool) -> Network:
+        assert single_passes
         if weights == "missing":
             raise WeightsError("no such file")
         return network
