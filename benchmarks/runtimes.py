@@ -6,6 +6,7 @@ turn; the median counts. The low precisions run where the processor has instruct
 the first way, the lowest of a batch.
 
     python -m benchmarks.runtimes --backbone resnet18 --weights random:0
+    python -m benchmarks.runtimes ... --batch 1  # a question's pass
 """
 
 import argparse
@@ -26,6 +27,7 @@ from extractor.backbone import resolve
 from extractor.compiled import compiled
 from extractor.device import DTYPES, FLOAT32, candidates, choose_device, exported_ways
 from extractor.onnx import ExportedNetwork, export
+from extractor.packed import packed
 from extractor.sessions import load_openvino
 from patchstore.bench import home as homes
 from patchstore.bench.bare import run
@@ -49,6 +51,7 @@ def main() -> None:
         "torch, patch by patch, NCHW": (lambda: one_by_one(plain(network)), batch),
         "torch": (lambda: network, rows),
         "torch, norms folded": (lambda: folded, rows),
+        "torch, weights packed for this batch": (lambda: packed(folded, rows) or folded, rows),
         "torch.compile, frozen": (lambda: compiled(folded), rows),
         "OpenVINO, float32": (lambda: openvino(folded, spec.side), rows),
     }

@@ -7,8 +7,8 @@ Over a store of its own, with one network in float32:
 - eight clients at once: pictures answered a second, beside the forward pass of full batches; asked
   for: at least 80%.
 
-The clients run on the same machine and share its cores with the service. So the eight send requests
-that were made before, and by httpx, which makes each one as it is sent. Pictures are photographs
+The clients run on the same machine and share its cores with the service. So they send requests that
+were made before, and then by httpx, which makes each one as it is sent. Pictures are photographs
 of the folder, their shorter side brought to --side pixels.
 
     python -m benchmarks.serve --images FOLDER --backbone resnet18 --weights random:0
@@ -21,6 +21,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -152,14 +153,16 @@ def one_client(
     patch = noise(extractor, 1)
     vector = Vector(extractor.forward(patch)[0].cpu().numpy())
     found: dict[str, list[float]] = {
-        name: [] for name in ("bare forward pass", "SQL search", "picture by HTTP")
+        name: []
+        for name in ("bare forward pass", "SQL search", "picture by HTTP", "picture by HTTP, httpx")
     }
     with (
         psycopg.connect(url, autocommit=True) as connection,
-        httpx.Client(base_url=service, timeout=60) as client,
+        by_ready_bodies(service, uploads) as ask_about,
+        by_httpx(service, uploads) as ask_by_httpx,
     ):
         register_vector(connection)
-        for upload in [*uploads[:WARM_UP], *uploads]:
+        for number in [*range(min(WARM_UP, len(uploads))), *range(len(uploads))]:
             begun = time.perf_counter()
             extractor.forward(patch).cpu()
             computed = time.perf_counter()
@@ -169,12 +172,12 @@ def one_client(
                 binary=True,
             ).fetchall()
             searched = time.perf_counter()
-            ask(client, upload)
-            ended = time.perf_counter()
-            for name, seconds in zip(
-                found, (computed - begun, searched - computed, ended - searched), strict=True
-            ):
-                found[name].append(1000 * seconds)
+            ask_about(number)
+            asked = time.perf_counter()
+            ask_by_httpx(number)
+            moments = (begun, computed, searched, asked, time.perf_counter())
+            for name, (start, end) in zip(found, pairwise(moments), strict=True):
+                found[name].append(1000 * (end - start))
     return {name: np.array(values[WARM_UP:]) for name, values in found.items()}
 
 

@@ -89,7 +89,8 @@ def _replaced(network: nn.Module, sizes: dict[nn.Conv2d, set[Size]]) -> nn.Modul
         id(each): each for each in (*network.parameters(), *network.buffers())
     }
     for convolution, given in sizes.items():
-        if len(given) == 1 and convolution.padding_mode == "zeros":
+        zeros = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+        if zeros and len(given) == 1:
             memo[id(convolution)] = _PackedConvolution(convolution, *given)
     return copy.deepcopy(network, memo)
 

@@ -1,0 +1,107 @@
+"""A network whose weights lie as the CPU wants them is the same function, or there is none."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from extractor import packed as module
+from extractor.backbone import load_backbone, resolve
+from extractor.features import FeatureExtractor
+from extractor.packed import packed
+from extractor.spec import Recipe
+
+PATCH = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5)).contiguous(
+    memory_format=torch.channels_last
+)
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
+)
+
+
+@pytest.fixture(autouse=True)
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is faster depends on the machine; here it always is."""
+    times = iter([1.0, 2.0] * 10)
+    monkeypatch.setattr(module, "_seconds", lambda _network, _sample: next(times))
+
+
+def convolutions(network: nn.Module) -> int:
+    return sum(isinstance(each, nn.Conv2d) for each in network.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "vgg11"])
+def test_a_packed_network_gives_the_same_vector_and_leaves_the_plain_one(name: str) -> None:
+    recipe = Recipe(name, "random:0", patch_size=64, stride=32)
+    network = resolve(recipe).backbone.folded(64)
+    plain = convolutions(network)
+    with torch.inference_mode():
+        expected = network(PATCH)
+        found = packed(network, PATCH)
+        assert found is not None
+        assert convolutions(found) == 0
+        assert convolutions(network) == plain > 0
+        torch.testing.assert_close(found(PATCH), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(network(PATCH), expected, rtol=0, atol=0)
+
+
+class Odd(nn.Module):
+    """Convolutions that reflect, see two sizes, pad by name, and one that is like any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reflects = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+        self.twice = nn.Conv2d(3, 3, 3, stride=2)
+        self.same = nn.Conv2d(3, 3, 3, padding="same")
+        self.plain = nn.Conv2d(3, 4, 3, bias=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.plain(self.same(self.twice(self.twice(self.reflects(patches))))).mean((2, 3))
+
+
+def test_a_convolution_that_cannot_be_packed_stays_as_it_is() -> None:
+    network = Odd().eval()
+    with torch.inference_mode():
+        found = packed(network, PATCH)
+        assert found is not None
+        assert convolutions(found) == 3
+        torch.testing.assert_close(found(PATCH), network(PATCH), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_is_no_faster_packed_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda _network, _sample: 1.0)
+    assert packed(Odd().eval(), PATCH) is None
+
+
+def test_a_network_that_differs_packed_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_replaced", lambda _network, _sizes: Odd().eval())
+    assert packed(Odd().eval(), PATCH) is None
+
+
+def test_a_torch_without_these_operators_computes_as_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_arguments: object) -> None:
+        raise AttributeError("no operator of this name")
+
+    monkeypatch.setattr(module, "_PackedConvolution", gone)
+    with caplog.at_level(logging.INFO):
+        assert packed(Odd().eval(), PATCH) is None
+    assert "no operator of this name" in caplog.text
+
+
+def test_only_passes_of_one_patch_are_packed_and_all_vectors_agree() -> None:
+    recipe = Recipe("resnet18", "random:0", patch_size=64, stride=32)
+    resolved = resolve(recipe)
+    backbone = load_backbone(resolved.spec, "random:0")
+    plain = FeatureExtractor(resolved.spec, backbone, device="cpu")
+    ready = FeatureExtractor(resolved.spec, backbone, device="cpu", single_passes=True)
+    seen: list[int] = []
+    assert ready._run_one is not None
+    ready._run_one.register_forward_pre_hook(lambda _network, given: seen.append(len(given[0])))
+    for patches in (1, 3):
+        batch = PATCH.repeat(patches, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(ready.forward(batch), plain.forward(batch), rtol=1e-5, atol=1e-6)
+    assert seen == [1]
