@@ -40,6 +40,7 @@ from extractor.allocator import keep_freed_memory
 from extractor.backbone import load_backbone
 from extractor.features import FeatureExtractor
 from extractor.images import read_image
+from extractor.network import noise as made_of_noise
 from extractor.spec import FeatureSpec
 from patchstore.api.settings import ServeSettings
 from patchstore.bench import home as homes
@@ -129,9 +130,7 @@ def extractor_of(url: str) -> FeatureExtractor:
 
 def noise(extractor: FeatureExtractor, patches: int) -> torch.Tensor:
     """Prepared patches, float32 (N, 3, S, S), channels last."""
-    side = extractor.spec.side
-    made = torch.randn(patches, 3, side, side, generator=torch.Generator().manual_seed(0))
-    return made.contiguous(memory_format=torch.channels_last).to(extractor.device)
+    return made_of_noise(patches, extractor.spec.side).to(extractor.device)
 
 
 def batched_rate(extractor: FeatureExtractor, seconds: float) -> float:

@@ -212,8 +212,8 @@ def _patch(engine: Engine, query: str, missing: str, values: dict[str, object]) 
 
 
 def _rows(engine: Engine, statement: str, values: Mapping[str, object]) -> list[Any]:
-    """What every question asks, by the driver itself: 1.0 ms of this process's time for a search,
-    where by SQLAlchemy it is 1.7."""
+    """By the driver itself, for questions about vectors and pictures: a search takes 1.0 ms of
+    this process's time, where by SQLAlchemy it is 1.7."""
     with store_errors(), engine.connect() as connection:
         cursor = driver_connection(connection).cursor(binary=True, row_factory=namedtuple_row)
         return cursor.execute(statement.encode(), values).fetchall()

@@ -34,7 +34,7 @@ from .device import (
 )
 from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from .grid import PatchGrid
-from .network import CutNetwork, DenseNetwork, cast_once, main_part
+from .network import CutNetwork, DenseNetwork, cast_once, main_part, noise
 from .onnx import ExportedNetwork
 from .packed import packed
 from .patches import PatchCutter
@@ -123,7 +123,7 @@ class FeatureExtractor:
             self._run = backbone.exported(spec.side, runtime)
         self._run_one: nn.Module | None = None
         if single_passes and shared and runtime == TORCH and spec.mode == "exact":
-            self._run_one = packed(self._network, _noise(spec.side))
+            self._run_one = packed(self._network, noise(1, spec.side))
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
         if runtime == COMPILED:
             self._compile()
@@ -376,9 +376,3 @@ class FeatureExtractor:
         log.warning("%s is out of memory, batch_size is now %d", self.device, self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _noise(side: int) -> Tensor:
-    """One patch, float32 (1, 3, S, S), channels last."""
-    patch = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    return patch.contiguous(memory_format=torch.channels_last)

@@ -141,8 +141,7 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
     norms = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     if not norms or not isinstance(network, CutNetwork):
         return network
-    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    noise = noise.contiguous(memory_format=torch.channels_last)
+    patches = noise(2, side)
     try:
         with torch.no_grad():
             folded = copy.deepcopy(network)
@@ -150,7 +149,7 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
             folded.trunk = fuse(folded.trunk.eval(), inplace=True)
             folded = folded.eval().requires_grad_(False)
             folded = folded.to(memory_format=torch.channels_last)
-            expected, found = network(noise), folded(noise)
+            expected, found = network(patches), folded(patches)
     except Exception as error:  # tracing runs a network's own Python: anything may come out
         log.info("batch norms stay unfolded: %s", " ".join(str(error).split())[:200])
         return network
@@ -159,6 +158,12 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
         log.warning("batch norms stay unfolded: the folded network gives other values")
         return network
     return folded
+
+
+def noise(patches: int, side: int) -> Tensor:
+    """Make what a changed network is tried on, float32 (N, 3, S, S), channels last."""
+    made = torch.randn(patches, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return made.contiguous(memory_format=torch.channels_last)
 
 
 def cast_once(network: nn.Module, dtype: torch.dtype) -> None:

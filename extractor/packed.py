@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections import defaultdict
+from timeit import repeat
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,9 @@ def packed(network: nn.Module, sample: Tensor) -> nn.Module | None:
     try:
         with torch.inference_mode():
             made = _replaced(network, _sizes(network, sample))
-            difference = (made(sample) - network(sample)).abs().max()
-            agrees = bool(difference <= _TOLERANCE * network(sample).abs().max())
+            expected = network(sample)
+            difference = (made(sample) - expected).abs().max()
+            agrees = bool(difference <= _TOLERANCE * expected.abs().max())
             if agrees and _seconds(made, sample) < _seconds(network, sample):
                 return made
     except Exception as error:  # operators of torch's own: another version may have others
@@ -97,9 +98,4 @@ def _replaced(network: nn.Module, sizes: dict[nn.Conv2d, set[Size]]) -> nn.Modul
 
 def _seconds(network: nn.Module, sample: Tensor) -> float:
     """Of the fastest pass: whatever else runs on a machine only makes one slower."""
-    fastest = float("inf")
-    for _ in range(_ROUNDS):
-        begun = time.perf_counter()
-        network(sample)
-        fastest = min(fastest, time.perf_counter() - begun)
-    return fastest
+    return min(repeat(lambda: network(sample), number=1, repeat=_ROUNDS))
