@@ -3,6 +3,7 @@
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic.json_schema import models_json_schema
 from sqlalchemy import Engine
 
 from . import browse, health, problems, search
 from .auth import Gate, Scope, Token, parse_tokens
+from .direct import Direct
 from .middleware import Requests
 from .problems import MEDIA_TYPE, RULES, Problem
 from .schemas import ProblemOut, SearchBody, SearchForm
@@ -66,8 +69,14 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> Any:
         )
     _add_page(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    (route,) = (each for each in search.router.routes if isinstance(each, APIRoute))
     return Requests(
-        app,
+        Direct(
+            app,
+            route,
+            partial(search.search, service=service),
+            Gate(tokens, "read") if tokens else None,
+        ),
         service.metrics,
         timeout_s=settings.api_request_timeout_s,
         max_bytes=settings.max_upload_bytes,

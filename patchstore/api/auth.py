@@ -64,16 +64,18 @@ def _parse(entry: str, number: int) -> Token:
 
 
 class Gate:
-    """Lets requests through that carry a token of a scope; as a FastAPI dependency."""
+    """Lets requests through that carry a token of a scope: a FastAPI dependency, or `admit`."""
 
     def __init__(self, tokens: Sequence[Token], scope: Scope) -> None:
         self._tokens = tokens
         self._scope = scope
 
+    async def admit(self, request: Request) -> None:
+        """As the dependency, for a request that FastAPI does not see."""
+        await self(await _BEARER(request))
+
     async def __call__(
-        self,
-        request: Request,
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+        self, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> None:
         """Raises Problem where the token is missing, unknown, at its end or of another scope."""
         if credentials is None:

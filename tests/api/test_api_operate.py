@@ -40,9 +40,17 @@ def guarded(shelf, serve):
         (bearer(OLD), 401, "token_expired"),
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/specs", "/v1/images/1/picture.jpg", "/metrics"])
-def test_who_has_no_good_token_is_refused(guarded, path, headers, status, rule) -> None:
-    answer = guarded.get(path, headers=headers)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/specs"),
+        ("GET", "/v1/images/1/picture.jpg"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/search"),
+    ],
+)
+def test_who_has_no_good_token_is_refused(guarded, method, path, headers, status, rule) -> None:
+    answer = guarded.request(method, path, headers=headers)
     assert (answer.status_code, answer.json()["rule"]) == (status, rule)
     assert answer.headers["www-authenticate"].startswith("Bearer")
 
@@ -104,6 +112,12 @@ def test_a_request_keeps_its_id(http) -> None:
     )
     made = http.get("/healthz", headers={"X-Request-ID": "not\tmine"}).headers["x-request-id"]
     assert len(made) == 32
+
+
+def test_a_search_is_refused_by_any_other_method(http) -> None:
+    answer = http.get("/v1/search")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["rule"] == "method_not_allowed"
 
 
 def test_every_request_has_a_line_in_the_log(http, caplog, wait_until) -> None:

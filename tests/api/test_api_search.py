@@ -205,6 +205,11 @@ def test_a_form_without_a_picture_is_refused(http) -> None:
     refused(http.post("/v1/search", files={"image": (None, "text")}), 422, "image_missing")
 
 
+def test_a_form_that_cannot_be_taken_apart_is_refused(http) -> None:
+    headers = {"content-type": "multipart/form-data"}
+    refused(http.post("/v1/search", content=b"k=3", headers=headers), 400, "body_invalid")
+
+
 def test_another_media_type_is_refused(http) -> None:
     refused(http.post("/v1/search", data={"k": 3}), 415, "media_type_unsupported")
 
