@@ -16,6 +16,10 @@ images left out, and stored patches:
 
     python -m benchmarks.search --images FOLDER --weights FILE --cache vectors.npz
     python -m benchmarks.search ... --rows 1000000 --memory-mb 2600
+
+With --no-index there is only the latency, beside a bare comparison with every row: a small store.
+
+    python -m benchmarks.search ... --rows 1000 --no-index
 """
 
 import argparse
@@ -25,6 +29,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Engine
 
 from db.engine import make_engine, parse_url
 from db.index import build_index, is_indexed
@@ -67,16 +72,12 @@ def main() -> None:
             spec = get_spec(engine, homes.SPEC)
             chosen = pictures(known, arguments.rows)
             ids = store(engine, spec, known, chosen)
-            begun = time.perf_counter()
-            build_index(engine, spec, threshold=0, memory_mb=arguments.memory_mb)
-            built_s = time.perf_counter() - begun
-            if not is_indexed(engine, spec):
-                raise SystemExit("the index was not built")
+            built = "none" if arguments.no_index else _build(engine, spec, arguments.memory_mb)
         finally:
             engine.dispose()
         rows, originals = count_rows(known, chosen), int(known.owners[-1]) + 1
         print(f"{rows:,} patches of {len(ids):,} images, {spec.dim} dimensions; ", end="")
-        print(f"{min(len(chosen), originals):,} images are no copies; index: {built_s:.0f} s\n")
+        print(f"{min(len(chosen), originals):,} images are no copies; index: {built}\n")
         with running_service(home) as service, least_service(home, url) as least:
             by_http: dict[str, Way] = {
                 "a vector by HTTP": Http(service.url, spec.name),
@@ -85,6 +86,15 @@ def main() -> None:
             }
             report(url, by_http, spec, known, ids, arguments)
         print(machine(url))
+
+
+def _build(engine: Engine, spec: StoredSpec, memory_mb: int) -> str:
+    begun = time.perf_counter()
+    build_index(engine, spec, threshold=0, memory_mb=memory_mb)
+    seconds = time.perf_counter() - begun
+    if not is_indexed(engine, spec):
+        raise SystemExit("the index was not built")
+    return f"{seconds:.0f} s"
 
 
 def report(
@@ -97,8 +107,14 @@ def report(
 ) -> None:
     """All tables of a store that is loaded."""
     kinds = questions(known, ids, arguments.queries)
+    new = kinds["held-out patches"]
+    if arguments.no_index:
+        lines = latency_lines(url, by_http, spec, new, ef_search=None)
+        print(table(("search", *_LATENCY), lines), end="\n\n")
+        return
     print(table(_RECALL, recall_lines(url, spec, kinds, arguments.exact_queries)), end="\n\n")
-    print(table(_LATENCY, latency_lines(url, by_http, spec, kinds["held-out patches"])), end="\n\n")
+    lines = latency_lines(url, by_http, spec, new)
+    print(table(("search, ef_search 100", *_LATENCY), lines), end="\n\n")
     if arguments.plans:
         for kind, asked in kinds.items():
             print(f"{kind}\n\n```text\n{plans(url, spec.name, asked[0])}\n```\n")
@@ -175,15 +191,20 @@ def _cells(
 
 
 def latency_lines(
-    url: str, by_http: Mapping[str, Way], spec: StoredSpec, asked: Sequence[Question]
+    url: str,
+    by_http: Mapping[str, Way],
+    spec: StoredSpec,
+    asked: Sequence[Question],
+    ef_search: int | None = 100,
 ) -> list[list[str]]:
-    """A row for each way and number of clients."""
+    """A row for each way and number of clients; without an `ef_search` all rows are compared."""
     ways: dict[str, Way] = {
-        "bare pgvector": bare(url, spec),
-        "similar_patches": Function(url, spec.name),
-        "similar_patches, usual ef_search": Function(url, spec.name, ef_search=None),
-        **by_http,
+        "bare pgvector": bare(url, spec, ef_search),
+        "similar_patches": Function(url, spec.name, ef_search=ef_search),
     }
+    if ef_search is not None:
+        ways["similar_patches, usual ef_search"] = Function(url, spec.name, ef_search=None)
+    ways |= by_http
     lines = []
     for clients in CLIENTS:
         found = latencies(ways, asked, clients)
@@ -195,7 +216,7 @@ def latency_lines(
     return lines
 
 
-def bare(url: str, spec: StoredSpec, ef_search: int = 100) -> Bare:
+def bare(url: str, spec: StoredSpec, ef_search: int | None = 100) -> Bare:
     """The bare query on the spec's partition."""
     return Bare(url, spec.partition, spec.metric.name, spec.dim, ef_search)
 
@@ -221,7 +242,7 @@ _RECALL = (
     "p99, ms",
     "comparing all, ms",
 )
-_LATENCY = ("search, ef_search 100", "clients", "median, ms", "p99, ms", "to bare", "more, ms")
+_LATENCY = ("clients", "median, ms", "p99, ms", "to bare", "more, ms")
 
 
 def _arguments() -> argparse.Namespace:
@@ -236,6 +257,7 @@ def _arguments() -> argparse.Namespace:
         default=StoreSettings().maintenance_work_mem_mb,
         help="for the build of the index",
     )
+    parser.add_argument("--no-index", action="store_true", help="compare all; latency only")
     parser.add_argument("--plans", action="store_true", help="print what Postgres does")
     return parser.parse_args()
 

@@ -85,24 +85,28 @@ class Function:
 
 @dataclass(frozen=True)
 class Bare:
-    """What pgvector does by itself: the index's order, nothing left out, nothing re-ranked."""
+    """What pgvector does by itself: the index's order, nothing left out, nothing re-ranked; without
+    an `ef_search`, a comparison with every row."""
 
     url: str
     partition: str
     metric: str
     dim: int
-    ef_search: int = 100
+    ef_search: int | None = 100
 
     @contextmanager
     def open(self) -> Iterator[Prepare]:
         """Through psycopg, which prepares what it asks often."""
         metric = METRICS[self.metric]
+        distance = f"(embedding {metric.operator} %s)::float8"
+        nearest = distance if self.ef_search is None else metric.order_by(self.dim, "%s")
         statement = (
-            f"SELECT id, image_id, x, y, (embedding {metric.operator} %s)::float8 "
-            f"FROM {self.partition} ORDER BY {metric.order_by(self.dim, '%s')} LIMIT {K}"
+            f"SELECT id, image_id, x, y, {distance} "
+            f"FROM {self.partition} ORDER BY {nearest} LIMIT {K}"
         ).encode()
         with _connection(self.url) as connection:
-            connection.execute(f"SET hnsw.ef_search = {self.ef_search}")
+            if self.ef_search is not None:
+                connection.execute(f"SET hnsw.ef_search = {self.ef_search}")
 
             def ask(vector: Vector) -> Answer:
                 rows = connection.execute(statement, (vector, vector), binary=True).fetchall()

@@ -88,12 +88,6 @@ def build_index(
         if connection is None or is_indexed(engine, spec):
             return False
         _drop_leftovers(connection, spec)
-        connection.execute(
-            text(
-                "SELECT patchstore.prepare_nearest(s) FROM patchstore.feature_spec s WHERE id = :id"
-            ),
-            {"id": spec.id},
-        )
         create = f"CREATE INDEX CONCURRENTLY {index_name(spec)} {index_definition(spec, rows)}"
         _build(engine, connection, spec, create, memory_mb, on_progress)
         # By these the planner compares the index with a scan, and a filter with its own index.

@@ -65,7 +65,7 @@ def remove_spec(engine: Engine, spec: StoredSpec) -> int:
         counted = connection.execute(text(_LOCK_LEDGER), {"spec": spec.id}).scalar_one()
         for statement in _FORGET_SPEC:
             connection.execute(text(statement), {"spec": spec.id})
-        for function in connection.execute(text(_OWN_FUNCTION), {"spec": spec.id}).scalars().all():
+        for function in connection.execute(text(_OWN_FUNCTIONS), {"spec": spec.id}).scalars().all():
             connection.execute(text(f"DROP FUNCTION {function}"))
         _drop_partition(connection, spec)
         return int(counted)
@@ -182,8 +182,8 @@ _FORGET_SPEC = (
     "DELETE FROM patchstore.feature_spec WHERE id = :spec",  # takes runs and audits with it
 )
 
-_OWN_FUNCTION = """
+_OWN_FUNCTIONS = """
 SELECT p.oid::regprocedure::text FROM pg_proc p
  WHERE p.pronamespace = 'patchstore'::regnamespace
-   AND p.proname = 'nearest_s' || CAST(:spec AS text)
+   AND p.proname IN ('nearest_s' || CAST(:spec AS text), 'exact_s' || CAST(:spec AS text))
 """

@@ -81,6 +81,10 @@ def add_spec(engine: Engine, spec: NewSpec) -> StoredSpec:
             )
             added = _stored(_require(connection, spec.name))
             _create_partition(connection, added)
+            connection.execute(
+                text("SELECT patchstore.prepare_nearest(patchstore.find_spec(:name))"),
+                {"name": added.name},
+            )
             return added
         if known.digest != spec.digest:
             raise SpecConflict(

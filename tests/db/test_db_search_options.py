@@ -363,7 +363,6 @@ def test_the_one_statement_of_a_plain_question_has_the_answer_of_the_many(world,
     [
         {"k": "0"},
         {"k": "60"},  # more than are to be seen of the candidates
-        {"exact": "true"},
         {"best": "3"},
         {"other_than": "'{1}'"},
         {"filter": "'{}'"},
@@ -376,8 +375,16 @@ def test_a_question_of_more_than_nearness_is_not_asked_plainly(world, part):
     assert not asked_plainly(world, INDEXED, **part)
 
 
-def test_without_an_index_nothing_is_asked_plainly(world):
-    assert not asked_plainly(world, PLAIN)
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize(("name", "exact"), [(PLAIN, False), (INDEXED, True)], ids=str)
+def test_a_comparison_with_all_has_one_statement_with_the_same_answer(world, k, name, exact):
+    assert asked_plainly(world, name, k=str(k), exact=str(exact))
+    plain = ask(world, name, k=k, exact=exact)
+    assert plain == ask(world, name, k=k, exact=exact, max_distance=2.0) and plain.exact
+
+
+def test_fewer_than_asked_for_are_no_plain_answer(world):
+    assert not asked_plainly(world, PLAIN, k="10000")
 
 
 @pytest.mark.usefixtures("no_budget")
