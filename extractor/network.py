@@ -153,8 +153,7 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
     except Exception as error:  # tracing runs a network's own Python: anything may come out
         log.info("batch norms stay unfolded: %s", " ".join(str(error).split())[:200])
         return network
-    difference = (expected - found).abs().max() / expected.abs().max()
-    if not difference <= _TOLERANCE:  # NaN is no agreement either
+    if not difference(expected, found) <= _TOLERANCE:  # NaN is no agreement either
         log.warning("batch norms stay unfolded: the folded network gives other values")
         return network
     return folded
@@ -164,6 +163,11 @@ def noise(patches: int, side: int) -> Tensor:
     """Make what a changed network is tried on, float32 (N, 3, S, S), channels last."""
     made = torch.randn(patches, 3, side, side, generator=torch.Generator().manual_seed(0))
     return made.contiguous(memory_format=torch.channels_last)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Tell how far a changed network's values are off at most, in shares of the largest one."""
+    return float((expected - found).abs().max() / expected.abs().max())
 
 
 def cast_once(network: nn.Module, dtype: torch.dtype) -> None:

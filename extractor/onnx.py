@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .device import MNN, ONNX, OPENVINO
 from .errors import DeviceError
-from .network import DenseNetwork, main_part
+from .network import DenseNetwork, difference, main_part
 from .sessions import Session, open_session
 from .spec import FeatureSpec
 from .transfer import late
@@ -64,9 +64,9 @@ class ExportedNetwork:
         Raises:
             DeviceError: it cannot be exported, or not be run.
         """
-        trial = _Trial(network, side, runtime)
+        opener = _Opener(network, side, runtime)
         try:
-            self._session = _kept(trial, export_folder) or _exported(trial, export_folder)
+            self._session = _kept(opener, export_folder) or _exported(opener, export_folder)
         except Exception as error:  # exporting runs a network's own Python: anything may come out
             line = " ".join(str(error).split())[:200]
             raise DeviceError(f"{runtime} cannot run this network: {line}") from error
@@ -168,7 +168,7 @@ def is_exported(export_folder: Path | None) -> bool:
     return export_folder is not None and (export_folder / _FILE).is_file()
 
 
-class _Trial:
+class _Opener:
     """Opens exports of one network by one runtime, and believes none that it has not tried."""
 
     def __init__(self, network: nn.Module, side: int, runtime: str) -> None:
@@ -194,18 +194,18 @@ class _Trial:
                 raise ValueError(
                     f"its maps are of {tuple(found.shape)}, not {tuple(expected.shape)}"
                 )
-            difference = (expected - found).abs().max() / expected.abs().max()
-            if not difference <= tolerance:  # NaN is no agreement either
-                raise ValueError(f"its vectors differ by {difference:.0e}")
+            off = difference(expected, found)
+            if not off <= tolerance:  # NaN is no agreement either
+                raise ValueError(f"its vectors differ by {off:.0e}")
         return session
 
 
-def _kept(trial: _Trial, export_folder: Path | None) -> Session | None:
+def _kept(opener: _Opener, export_folder: Path | None) -> Session | None:
     """The session of an earlier export, in working order."""
     if export_folder is None or not is_exported(export_folder):
         return None
     try:
-        session = trial.open(export_folder / _FILE)
+        session = opener.open(export_folder / _FILE)
         os.utime(export_folder)  # `_forget` deletes what was not used for longest
     except Exception as error:  # a file that was cut off makes any trouble
         log.warning("exporting again: %s (%s)", export_folder, " ".join(str(error).split())[:200])
@@ -213,11 +213,11 @@ def _kept(trial: _Trial, export_folder: Path | None) -> Session | None:
     return session
 
 
-def _exported(trial: _Trial, export_folder: Path | None) -> Session:
+def _exported(opener: _Opener, export_folder: Path | None) -> Session:
     """The session of a fresh export, which is kept where that is possible."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
-        export(trial.network, trial.side, Path(made) / _FILE)
-        session = trial.open(Path(made) / _FILE)
+        export(opener.network, opener.side, Path(made) / _FILE)
+        session = opener.open(Path(made) / _FILE)
         if export_folder is not None:
             _keep(Path(made), export_folder)
     return session

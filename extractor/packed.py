@@ -16,6 +16,8 @@ from timeit import repeat
 import torch
 from torch import Tensor, nn
 
+from .network import difference
+
 log = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-5  # of the largest value; so far there was no difference
@@ -37,9 +39,7 @@ def packed(network: nn.Module, sample: Tensor) -> nn.Module | None:
     try:
         with torch.inference_mode():
             made = _replaced(network, _sizes(network, sample))
-            expected = network(sample)
-            difference = (made(sample) - expected).abs().max()
-            agrees = bool(difference <= _TOLERANCE * expected.abs().max())
+            agrees = difference(network(sample), made(sample)) <= _TOLERANCE
             if agrees and _seconds(made, sample) < _seconds(network, sample):
                 return made
     except Exception as error:  # operators of torch's own: another version may have others
