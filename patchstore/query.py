@@ -41,6 +41,7 @@ _UNREADABLE = {EmptyImageFile: "image_empty", ImageTooLarge: "image_too_large"}
 MAX_K = 10_000  # what one search gives at most
 PARTS = 64  # patches of a region that are asked about at most
 HITS_A_PART = 50
+MOST_HITS_A_PART = 500  # where many images are asked for
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -250,7 +251,8 @@ def _by_arrangement(
     vectors = embed(
         spec, [Region(asked.picture, (left + x, top + y, w, h)) for x, y, w, h in parts]
     )
-    per_part = replace(options, by="patch", k=max(HITS_A_PART, min(options.k, MAX_K)))
+    hits_a_part = min(max(HITS_A_PART, options.k), MOST_HITS_A_PART)
+    per_part = replace(options, by="patch", k=hits_a_part)
     answers = search_many(engine, spec, vectors, per_part)
     hits = rank_by_arrangement(
         parts, [answer.hits for answer in answers], options.k, tolerance=recipe.stride

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from db.search import Box, Hit
 
 OVERLAP = 0.3  # intersection over union from which on two hits show the same thing
 SCALE_TOLERANCE = 0.5  # octaves
+MOST_MATCHES = 1_000  # of one image, the nearest: each is compared with each
 
 
 def merge_overlaps(hits: Sequence[Hit], k: int, *, overlap: float = OVERLAP) -> list[Hit]:
@@ -25,25 +26,25 @@ def merge_overlaps(hits: Sequence[Hit], k: int, *, overlap: float = OVERLAP) -> 
         overlap: intersection over union, 0 to 1.
     """
     kept: list[Hit] = []
-    of_image: defaultdict[int, list[Box]] = defaultdict(list)
-    for hit in hits:
+    of_image: defaultdict[int, list[int]] = defaultdict(list)  # rows of `boxes` that were kept
+    boxes = np.array([hit.box for hit in hits], dtype=np.float64).reshape(-1, 4)
+    for row, hit in enumerate(hits):
         if len(kept) == k:
             break
-        boxes = of_image[hit.image_id]
-        if all(intersection_over_union(hit.box, box) <= overlap for box in boxes):
-            boxes.append(hit.box)
+        nearer = of_image[hit.image_id]
+        if not nearer or intersection_over_union(boxes[row], boxes[nearer]).max() <= overlap:
+            nearer.append(row)
             kept.append(hit)
     return kept
 
 
-def intersection_over_union(one: Box, other: Box) -> float:
-    """How much of two boxes is shared: 0 for none of it, 1 for equal ones."""
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+def intersection_over_union(box: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
+    """How much a box, (4,), shares with others, (..., 4): 0 for nothing, 1 where they are equal."""
+    one, many = np.asarray(box, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    ends = np.minimum(one[:2] + one[2:], many[..., :2] + many[..., 2:])
+    shared = np.maximum(ends - np.maximum(one[:2], many[..., :2]), 0).prod(axis=-1)
+    shares: NDArray[np.float64] = shared / (one[2:].prod() + many[..., 2:].prod(axis=-1) - shared)
+    return shares
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,13 @@ def rank_by_arrangement(
     for part, hits in enumerate(answers):
         for hit in hits:
             found[hit.image_id].append((part, hit))
-    best = [_best_place(_matches(parts, image), tolerance) for image in found.values()]
+    nearest = (sorted(image, key=_distance)[:MOST_MATCHES] for image in found.values())
+    best = [_best_place(_matches(parts, image), tolerance) for image in nearest]
     return sorted(best, key=lambda hit: (-(hit.matched or 0), hit.distance, hit.image_id))[:k]
+
+
+def _distance(match: tuple[int, Hit]) -> float:
+    return match[1].distance
 
 
 def _matches(parts: Sequence[Box], found: Sequence[tuple[int, Hit]]) -> _Matches:

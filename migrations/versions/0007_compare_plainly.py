@@ -21,10 +21,10 @@ HERE = Path(__file__).parent
 
 
 def upgrade() -> None:
-    """Replaces two functions, and makes one for each spec; no row is touched."""
+    """Replaces functions that searches call, and makes one for each spec; no row is touched."""
     run_script(driver_connection(op.get_bind()), HERE / "0007_compare_plainly.sql")
 
 
 def downgrade() -> None:
-    """Brings those of 0004 back."""
+    """Brings those of 0002 and 0004 back."""
     run_script(driver_connection(op.get_bind()), HERE / "0007_downgrade.sql")

@@ -1,9 +1,11 @@
--- The plain question is answered by one statement where all patches are compared, too.
+-- The plain question is answered by one statement where all patches are compared, too; queries may be
+-- of any length.
 
 -- The candidates, nearest first. By the index: in its order, which is that of the halfvecs, and
 -- unless `unchecked` each one is checked on the way. Else by their distances: "+ 0" keeps the index
 -- out, and the same expression in both places is computed once. There the images are chosen ($3)
--- before, by filter and prefix too.
+-- before, by filter and prefix too. A query's length changes no order but that of l2: it is made one,
+-- for halves hold nothing beyond 65504, and of little nothing.
 CREATE OR REPLACE FUNCTION patchstore.candidates_sql(
     s patchstore.feature_spec, q patchstore.question, approximate boolean,
     unchecked boolean DEFAULT false
@@ -13,10 +15,11 @@ CREATE OR REPLACE FUNCTION patchstore.candidates_sql(
                 (p.embedding %s $1) + 0 AS distance
            FROM patchstore.patch_feature p', (s).distance_operator)
         || CASE WHEN approximate THEN format(
-            ' WHERE %s%s ORDER BY (p.embedding::halfvec(%s)) %s ($1::halfvec(%3$s))',
+            ' WHERE %s%s ORDER BY (p.embedding::halfvec(%s)) %s (%s::halfvec(%3$s))',
             patchstore.conditions_sql(s, q),
             CASE WHEN unchecked THEN '' ELSE patchstore.shown_sql(s, q) END,
-            (s).dim, (s).distance_operator)
+            (s).dim, (s).distance_operator,
+            CASE WHEN (s).metric = 'l2' THEN '$1' ELSE 'l2_normalize($1)' END)
         ELSE format(
             '  JOIN patchstore.extraction e
                  ON e.spec_id = %s AND e.image_id = p.image_id AND e.visible
@@ -24,6 +27,10 @@ CREATE OR REPLACE FUNCTION patchstore.candidates_sql(
             (s).id, patchstore.conditions_sql(s, q)) END
         || ' LIMIT $6'
 $$;
+
+-- Whether an index of halves can be asked about a vector: see candidates_sql.
+CREATE FUNCTION patchstore.fits_index(s patchstore.feature_spec, query vector) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS $$ SELECT (s).metric <> 'l2' OR vector_norm(query) < 65504 $$;
 
 -- Makes nearest_s<ID>(query, candidates, k): the k nearest that are visible of so many candidates of
 -- a spec's index, ranked by float32, with where they are shown now; and exact_s<ID>, the same of all
@@ -80,7 +87,8 @@ BEGIN
         AND q.k BETWEEN 1 AND 10000 AND coalesce(q.ef_search BETWEEN 1 AND 1000, true)
         AND num_nulls(q.best, q.filter, q.prefix, q.image_ids, q.touching, q.max_distance) = 6
         AND coalesce(q.other_than, '{}') = '{}') THEN
-        approximate := q.exact IS NOT TRUE AND patchstore.is_indexed(s.id);
+        approximate := q.exact IS NOT TRUE AND patchstore.fits_index(s, q.query)
+            AND patchstore.is_indexed(s.id);
         prepared := 'patchstore.' || CASE WHEN approximate THEN 'nearest_s' ELSE 'exact_s' END || s.id;
         IF has_function_privilege(to_regproc(prepared), 'EXECUTE') THEN
             IF approximate THEN
@@ -97,6 +105,84 @@ BEGIN
         END IF;
     END IF;
     RETURN CASE WHEN cardinality(found) = q.k THEN found END;
+END $$;
+
+-- Answers a question. Where an index stands, and not so few patches are left that comparing them all
+-- is cheaper, the index is asked: when only nearness was asked for, first without a look at what is
+-- visible, for nearly everything is. Where it brings fewer than k, all are compared.
+CREATE OR REPLACE FUNCTION patchstore.run_search(
+    s patchstore.feature_spec, asked patchstore.question
+) RETURNS patchstore.hit[] LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_generic_plan  -- else each call weighs making a new plan, and makes it
+AS $$
+DECLARE
+    q patchstore.question;
+    narrowed boolean;
+    approximate boolean;
+    pool integer;
+    chosen bigint[];
+    hits patchstore.hit[] := patchstore.ask_plainly(s, asked);
+BEGIN
+    IF hits IS NOT NULL THEN
+        RETURN hits;
+    END IF;
+    q := patchstore.check_question(s, asked);
+    narrowed := q.filter IS NOT NULL OR q.prefix IS NOT NULL OR q.image_ids IS NOT NULL;
+    approximate := NOT q.exact AND patchstore.fits_index(s, q.query)
+        AND patchstore.is_indexed(s.id);
+    pool := patchstore.pool_of(q);
+    IF approximate AND narrowed THEN
+        chosen := patchstore.narrow(s, q, patchstore.exact_budget(s.id, greatest(q.ef_search, pool)));
+        approximate := chosen IS NULL;
+    END IF;
+    IF approximate THEN
+        hits := patchstore.locate_hits(s.id, q, patchstore.ask_index(s, q, pool), false);
+        IF q.best IS NOT NULL AND cardinality(hits) < q.k THEN  -- all candidates are of a few images
+            hits := patchstore.locate_hits(s.id, q, patchstore.ask_index(s, q, 10 * pool), false);
+        END IF;
+        approximate := cardinality(hits) = q.k;
+    END IF;
+    IF NOT approximate THEN
+        IF narrowed AND chosen IS NULL THEN
+            chosen := patchstore.narrow(s, q, 'Infinity');
+        END IF;
+        hits := patchstore.locate_hits(s.id, q, patchstore.ask_all(s, q, chosen), true);
+    END IF;
+    IF hits = '{}' THEN
+        PERFORM patchstore.check_built(s);
+    END IF;
+    IF q.max_distance < 'Infinity' THEN
+        hits := ARRAY(SELECT h FROM unnest(hits) h WHERE h.distance <= q.max_distance);
+    END IF;
+    RETURN hits;
+END $$;
+
+-- The stored patch of an image whose box starts at (x, y), else the one around that point whose
+-- centre is nearest; none at a point outside of all, however far.
+CREATE OR REPLACE FUNCTION patchstore.find_patch(
+    s patchstore.feature_spec, images bigint[], x integer, y integer
+) RETURNS patchstore.patch_feature LANGUAGE sql STABLE AS $$
+    SELECT p.* FROM patchstore.patch_feature p
+      JOIN patchstore.extraction e
+        ON e.spec_id = (s).id AND e.image_id = p.image_id AND e.visible
+     WHERE p.spec_id = (s).id AND p.image_id = ANY (images)
+       AND find_patch.x >= p.x AND find_patch.x < p.x + p.width
+       AND find_patch.y >= p.y AND find_patch.y < p.y + p.height
+     ORDER BY (p.x = find_patch.x AND p.y = find_patch.y) DESC,
+           abs(2 * p.x + p.width - 2::bigint * find_patch.x)
+               + abs(2 * p.y + p.height - 2::bigint * find_patch.y),
+           p.id
+     LIMIT 1
+$$;
+
+REVOKE ALL ON FUNCTION patchstore.fits_index(patchstore.feature_spec, vector) FROM PUBLIC;
+
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'patchstore_reader') THEN
+        GRANT EXECUTE ON FUNCTION patchstore.fits_index(patchstore.feature_spec, vector)
+            TO patchstore_reader;
+    END IF;
 END $$;
 
 SELECT patchstore.prepare_nearest(s) FROM patchstore.feature_spec s;

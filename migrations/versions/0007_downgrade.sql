@@ -87,3 +87,73 @@ BEGIN
     END IF;
     RETURN CASE WHEN cardinality(found) = q.k THEN found END;
 END $$;
+
+-- Answers a question. Where an index stands, and not so few patches are left that comparing them all
+-- is cheaper, the index is asked: when only nearness was asked for, first without a look at what is
+-- visible, for nearly everything is. Where it brings fewer than k, all are compared.
+CREATE OR REPLACE FUNCTION patchstore.run_search(
+    s patchstore.feature_spec, asked patchstore.question
+) RETURNS patchstore.hit[] LANGUAGE plpgsql STABLE
+SET plan_cache_mode = force_generic_plan  -- else each call weighs making a new plan, and makes it
+AS $$
+DECLARE
+    q patchstore.question;
+    narrowed boolean;
+    approximate boolean;
+    pool integer;
+    chosen bigint[];
+    hits patchstore.hit[] := patchstore.ask_plainly(s, asked);
+BEGIN
+    IF hits IS NOT NULL THEN
+        RETURN hits;
+    END IF;
+    q := patchstore.check_question(s, asked);
+    narrowed := q.filter IS NOT NULL OR q.prefix IS NOT NULL OR q.image_ids IS NOT NULL;
+    approximate := NOT q.exact AND patchstore.is_indexed(s.id);
+    pool := patchstore.pool_of(q);
+    IF approximate AND narrowed THEN
+        chosen := patchstore.narrow(s, q, patchstore.exact_budget(s.id, greatest(q.ef_search, pool)));
+        approximate := chosen IS NULL;
+    END IF;
+    IF approximate THEN
+        hits := patchstore.locate_hits(s.id, q, patchstore.ask_index(s, q, pool), false);
+        IF q.best IS NOT NULL AND cardinality(hits) < q.k THEN  -- all candidates are of a few images
+            hits := patchstore.locate_hits(s.id, q, patchstore.ask_index(s, q, 10 * pool), false);
+        END IF;
+        approximate := cardinality(hits) = q.k;
+    END IF;
+    IF NOT approximate THEN
+        IF narrowed AND chosen IS NULL THEN
+            chosen := patchstore.narrow(s, q, 'Infinity');
+        END IF;
+        hits := patchstore.locate_hits(s.id, q, patchstore.ask_all(s, q, chosen), true);
+    END IF;
+    IF hits = '{}' THEN
+        PERFORM patchstore.check_built(s);
+    END IF;
+    IF q.max_distance < 'Infinity' THEN
+        hits := ARRAY(SELECT h FROM unnest(hits) h WHERE h.distance <= q.max_distance);
+    END IF;
+    RETURN hits;
+END $$;
+
+-- The stored patch of an image whose box starts at (x, y), else the one around that point whose
+-- centre is nearest.
+CREATE OR REPLACE FUNCTION patchstore.find_patch(
+    s patchstore.feature_spec, images bigint[], x integer, y integer
+) RETURNS patchstore.patch_feature LANGUAGE sql STABLE AS $$
+    SELECT p.* FROM patchstore.patch_feature p
+      JOIN patchstore.extraction e
+        ON e.spec_id = (s).id AND e.image_id = p.image_id AND e.visible
+     WHERE p.spec_id = (s).id AND p.image_id = ANY (images)
+       AND find_patch.x >= p.x AND find_patch.x < p.x + p.width
+       AND find_patch.y >= p.y AND find_patch.y < p.y + p.height
+     ORDER BY (p.x = find_patch.x AND p.y = find_patch.y) DESC,
+           abs(2 * p.x + p.width - 2 * find_patch.x) + abs(2 * p.y + p.height - 2 * find_patch.y),
+           p.id
+     LIMIT 1
+$$;
+
+DROP FUNCTION patchstore.fits_index(patchstore.feature_spec, vector);
+
+SELECT patchstore.prepare_nearest(s) FROM patchstore.feature_spec s WHERE patchstore.is_indexed(s.id);

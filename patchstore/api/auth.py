@@ -32,12 +32,19 @@ def parse_tokens(text: str) -> list[Token]:
     """The tokens of `PATCHSTORE_API_TOKENS`: `read:TOKEN admin:TOKEN@2027-01-31`.
 
     Raises:
-        PatchstoreError: an entry that is not of this form; says which, never its token.
+        PatchstoreError: an entry that is not of this form, or has the token of another; says which,
+            never its token.
     """
-    return [
-        _parse(entry, number)
-        for number, entry in enumerate(text.replace(",", " ").split(), start=1)
-    ]
+    tokens: dict[bytes, Token] = {}
+    for number, entry in enumerate(text.replace(",", " ").split(), start=1):
+        token = _parse(entry, number)
+        if token.digest in tokens:
+            raise PatchstoreError(
+                f"entry {number} of PATCHSTORE_API_TOKENS has the token of an earlier one; "
+                "a token has one scope and one end"
+            )
+        tokens[token.digest] = token
+    return list(tokens.values())
 
 
 def _parse(entry: str, number: int) -> Token:

@@ -3,9 +3,8 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import TypeAdapter
 from sqlalchemy import Engine
 
 from db import browse
@@ -13,6 +12,7 @@ from db.aliases import list_aliases
 from db.specs import list_specs
 
 from .pictures import Picture, image_picture, patch_picture
+from .problems import checked
 from .schemas import (
     MAX_ID,
     ImageOut,
@@ -42,7 +42,8 @@ JPEG: dict[int | str, dict[str, Any]] = {
     },
     304: {"description": "The picture is the one that If-None-Match names."},
 }
-_METADATA = TypeAdapter(MetadataText)
+_METADATA = TypeAdapter(Metadata)
+_METADATA_TEXT = TypeAdapter(MetadataText)
 
 
 @router.get("/v1/specs")
@@ -105,12 +106,7 @@ async def images(
     """Images that are there now, by id, a page at a time."""
     metadata = None
     if filter is not None:
-        try:
-            metadata = _METADATA.validate_python(filter)
-        except ValidationError as error:
-            raise RequestValidationError(
-                [{**e, "loc": ("query", "filter")} for e in error.errors(include_url=False)]
-            ) from None
+        metadata = checked(_METADATA_TEXT.validate_python, filter, "query", "filter")
     rows = await service.in_thread(
         browse.list_images,
         service.engine,
@@ -174,11 +170,20 @@ async def thumbnail(request: Request, service: Here, patch_id: Id, side: Side = 
     return await _jpeg(request, service, found)
 
 
-@admin.put("/v1/images/{image_id}/metadata", operation_id="put_metadata")
-async def put_metadata(
-    service: Here, image_id: Id, metadata: Annotated[Metadata, Body()]
-) -> ImageOut:
+@admin.put(
+    "/v1/images/{image_id}/metadata",
+    operation_id="put_metadata",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _METADATA.json_schema()}},
+        }
+    },
+)
+async def put_metadata(request: Request, service: Here, image_id: Id) -> ImageOut:
     """Replaces the metadata of an image; no vector is touched."""
+    # FastAPI would read a body before it asks whether this one may send it.
+    metadata = checked(_METADATA.validate_json, await request.body())
     await service.in_thread(browse.set_metadata, service.engine, image_id, metadata)
     return _image(await service.in_thread(browse.get_image, service.engine, image_id))
 
@@ -187,7 +192,10 @@ async def _jpeg(request: Request, service: Service, found: Picture) -> Response:
     # `private`: it was perhaps shown to a token only. Its bytes belong to its name for good, but
     # the name may come to stand for nothing.
     headers = {"ETag": found.etag, "Cache-Control": "private, max-age=60"}
-    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    known = [
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("if-none-match", "").split(",")
+    ]
     if found.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     content = await service.in_thread(found.jpeg)

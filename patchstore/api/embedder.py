@@ -12,7 +12,7 @@ import numpy as np
 
 from db.specs import StoredSpec
 from extractor.arrays import Region
-from extractor.errors import ExtractorError, ImageError
+from extractor.errors import ImageError
 from extractor.spec import FeatureSpec
 from patchstore.query import Vectors, load_extractor, stack_vectors
 
@@ -90,15 +90,15 @@ class BatchingEmbedder:
                 self._waiting -= len(regions)
         return stack_vectors(vectors)
 
-    def warm(self, spec: StoredSpec) -> str | None:
-        """Loads a spec's network and runs it once; the reason where that cannot be."""
-        try:
-            self(spec, [Region.whole(np.zeros((64, 64, 3), np.uint8))])
-        except ImageError:
-            return None  # nothing to be seen in black, but the network answered
-        except (ExtractorError, Problem, OSError) as error:
-            return str(error)
-        return None
+    def warm(self, spec: StoredSpec) -> None:
+        """Loads a spec's network and runs it once, however long that takes.
+
+        Raises:
+            ExtractorError: it cannot be loaded.
+        """
+        job = _Job(spec, [Region.whole(np.zeros((64, 64, 3), np.uint8))])
+        self._jobs.put(job)
+        job.result.result()  # nothing to be seen in black, but the network answers
 
     def close(self) -> None:
         """Ends the thread; what is waiting is cancelled."""

@@ -90,7 +90,7 @@ class Requests:
             await respond(problem_of(error), scope)(scope, receive, answer)
 
     def _check(self, headers: Headers) -> None:
-        host = re.sub(r":\d+$", "", headers.get("host", ""))
+        host = re.sub(r":\d+$", "", headers.get("host", "")).lower()
         if self._hosts is not None and host not in self._hosts:
             raise Problem("host_unknown", f"this service is not called {host[:100]!r}")
         length = headers.get("content-length", "0")
@@ -133,15 +133,19 @@ class _Answer:
 
 
 class _Limited:
-    """Receives a body of at most so many bytes, whatever its header claims."""
+    """Receives a whole body, of at most so many bytes whatever its header claims."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive = receive
         self._left = max_bytes
         self._max_bytes = max_bytes
+        self._complete = False
 
     async def __call__(self) -> Message:
         message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._complete:
+            raise Problem("body_invalid", "the body ended before its end: the client went away")
+        self._complete = not message.get("more_body", False)
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             raise _too_large(self._max_bytes)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 from cachetools import LRUCache, cached
@@ -21,17 +22,22 @@ from extractor.uris import path_of
 from .problems import Problem
 
 QUALITY = 85
-# A page of hits asks for many patches of few images, all at once.
+# A page of hits asks for many patches of few images, all at once. One that is larger is kept alone.
+_ORIGINALS = 256_000_000
 _originals: LRUCache[object, NDArray[np.uint8]] = LRUCache(
-    256_000_000, getsizeof=lambda pixels: pixels.nbytes
+    _ORIGINALS, getsizeof=lambda pixels: min(pixels.nbytes, _ORIGINALS)
 )
 _pictures: LRUCache[object, bytes] = LRUCache(64_000_000, getsizeof=len)
 
 
 class Picture:
-    """A picture that has a name before it is read: what a browser has already costs nothing."""
+    """A picture that has a name before it is read: what a browser has already costs no reading.
+
+    Raises Problem where the original is gone.
+    """
 
     def __init__(self, image: ImageRow, box: Box | None, side: int) -> None:
+        self._file = _File.at(image)
         self._image = image
         self._box = box
         self._side = side
@@ -44,23 +50,45 @@ class Picture:
 
     def jpeg(self) -> bytes:
         """The encoded picture. Raises Problem where the original is gone or another one now."""
-        return _jpeg(self._image.uri, self._image.sha256, self._box, self._side)
+        return _jpeg(self._file, self._box, self._side)
+
+
+@dataclass(frozen=True)
+class _File:
+    """An original as it lies there now: a changed file is read again."""
+
+    uri: str
+    sha256: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def at(cls, image: ImageRow) -> "_File":
+        try:
+            status = path_of(image.uri).stat()
+        except OSError as error:
+            raise _gone(image.uri, error) from error
+        return cls(image.uri, image.sha256, status.st_size, status.st_mtime_ns)
+
+
+def _gone(uri: str, error: OSError) -> Problem:
+    return Problem("picture_gone", f"{uri} cannot be read: {error.strerror}")
 
 
 def image_picture(engine: Engine, image_id: int, side: int) -> Picture:
-    """A whole image, its longer side at most `side` pixels. Raises NotFound."""
+    """A whole image, its longer side at most `side` pixels. Raises NotFound, Problem."""
     return Picture(get_image(engine, image_id), None, side)
 
 
 def patch_picture(engine: Engine, patch_id: int, side: int) -> Picture:
-    """A patch, its longer side at most `side` pixels. Raises NotFound."""
+    """A patch, its longer side at most `side` pixels. Raises NotFound, Problem."""
     patch = get_patch_row(engine, patch_id)
     return Picture(get_image(engine, patch.image_id), patch.box, side)
 
 
 @cached(_pictures, condition=threading.Condition())
-def _jpeg(uri: str, sha256: str, box: Box | None, side: int) -> bytes:
-    pixels = _original(uri, sha256)
+def _jpeg(file: _File, box: Box | None, side: int) -> bytes:
+    pixels = _original(file)
     picture = Image.fromarray(pixels if box is None else Region(pixels, box).pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     buffer = io.BytesIO()
@@ -69,15 +97,15 @@ def _jpeg(uri: str, sha256: str, box: Box | None, side: int) -> bytes:
 
 
 @cached(_originals, condition=threading.Condition())
-def _original(uri: str, sha256: str) -> NDArray[np.uint8]:
+def _original(file: _File) -> NDArray[np.uint8]:
     """The pixels of a stored image; only of exactly the content that was stored."""
     try:
-        content = path_of(uri).read_bytes()
+        content = path_of(file.uri).read_bytes()
     except OSError as error:
-        raise Problem("picture_gone", f"{uri} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise Problem("picture_gone", f"{uri} has changed since it was ingested")
+        raise _gone(file.uri, error) from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise Problem("picture_gone", f"{file.uri} has changed since it was ingested")
     try:
         return read_image(content, max_pixels=ExtractorSettings().max_pixels)
     except ImageError as error:
-        raise Problem("picture_gone", f"{uri} cannot be read: {error}") from error
+        raise Problem("picture_gone", f"{file.uri} cannot be read: {error}") from error

@@ -2,13 +2,14 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from db.errors import InvalidQuestion, NotFound, StoreError, StoreTimeout, TransientStoreError
@@ -16,6 +17,8 @@ from extractor.errors import ExtractorError, ImageError
 from patchstore.errors import QuestionError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -119,6 +122,16 @@ def install(app: FastAPI) -> None:
         Exception,
     ):
         app.add_exception_handler(kind, _handle)
+
+
+def checked(validate: Callable[[Any], T], content: object, *where: str) -> T:
+    """What pydantic makes of what came in. Raises RequestValidationError, with the fields below
+    `where`."""
+    try:
+        return validate(content)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+        raise RequestValidationError([{**e, "loc": (*where, *e["loc"])} for e in errors]) from None
 
 
 async def _handle(request: Request, error: Exception) -> Response:

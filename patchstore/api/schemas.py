@@ -54,8 +54,16 @@ def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _depth(value: object) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0)
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth
 
 
 Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]

@@ -1,12 +1,10 @@
 """`POST /v1/search`: a vector or a stored patch as JSON, a picture as a form."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from db.search import Answer, Hit, SearchOptions
@@ -22,7 +20,7 @@ from patchstore.query import (
     ask,
 )
 
-from .problems import Problem
+from .problems import Problem, checked
 from .schemas import AskedOut, HitOut, SearchAnswer, SearchBody, SearchForm
 from .service import Service, service_of
 
@@ -51,7 +49,7 @@ async def search(request: Request, service: Annotated[Service, Depends(service_o
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        body = _checked(SearchBody.model_validate_json, await request.body())
+        body = checked(SearchBody.model_validate_json, await request.body())
         return await service.in_thread(_answer, service, body, _stored_or_vector(body))
     if media_type == "multipart/form-data":
         form, content = await _read_form(request)
@@ -65,15 +63,6 @@ async def search(request: Request, service: Annotated[Service, Depends(service_o
     )
 
 
-def _checked(validate: Any, content: Any) -> Any:
-    try:
-        return validate(content)
-    except ValidationError as error:
-        raise RequestValidationError(
-            error.errors(include_url=False, include_context=False)
-        ) from None
-
-
 async def _read_form(request: Request) -> tuple[SearchForm, bytes]:
     async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
         fields = dict(form.multi_items())
@@ -84,7 +73,7 @@ async def _read_form(request: Request) -> tuple[SearchForm, bytes]:
             raise Problem("image_missing", "the form has no file in its field image")
         if any(isinstance(value, UploadFile) for value in fields.values()):
             raise Problem("request_invalid", "the form has a file in a field other than image")
-        parsed: SearchForm = _checked(SearchForm.model_validate, fields)
+        parsed: SearchForm = checked(SearchForm.model_validate, fields)
         return parsed, await upload.read()
 
 

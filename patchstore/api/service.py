@@ -1,10 +1,10 @@
 """What the routes share: the store, the network, the limits."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from cachetools import TTLCache
@@ -13,11 +13,15 @@ from sqlalchemy import Engine
 
 from db.errors import StoreError
 from db.specs import StoredSpec
+from extractor.errors import ExtractorError
 from patchstore.store import spec_for_search
 
 from .embedder import BatchingEmbedder
 from .metrics import Metrics
+from .problems import Problem
 from .settings import ServeSettings
+
+logger = logging.getLogger(__name__)
 
 SPEC_KEPT_S = 2.0
 
@@ -28,7 +32,7 @@ class Service:
     """One running service.
 
     Attributes:
-        network: how far the warm network is: `warming`, `warm`, or why there is none.
+        network: how far the warm network is: `warming`, `warm`, or why there was none so far.
     """
 
     def __init__(self, engine: Engine, settings: ServeSettings) -> None:
@@ -40,21 +44,36 @@ class Service:
             batch_size=settings.api_batch_size,
             max_waiting=settings.api_max_waiting,
             timeout_s=settings.api_request_timeout_s,
-            observe=self.metrics.forward,
+            observe=self._forward,
         )
         # A recipe never changes, but which one is the default may.
         self._specs: TTLCache[str | None, StoredSpec] = TTLCache(1_000, ttl=SPEC_KEPT_S)
         self._lock = threading.Lock()
         # More threads than connections would only wait for one, but decode in the meantime.
         self._threads = ThreadPoolExecutor(2 * settings.api_connections, "question")
+        self._in_hand = 0
 
     async def in_thread(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Runs what waits for the database or decodes; given up on when the request's time ends.
 
         Not by anyio, whose cancel scope and limiter cost a tenth of a question.
+
+        Raises:
+            Problem: too many are waiting.
         """
-        work = partial(call, *arguments, **options)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        with self._lock:
+            if self._in_hand >= self.settings.api_max_waiting:
+                raise Problem(
+                    "network_busy", f"{self._in_hand} requests are waiting; try again in a second"
+                )
+            self._in_hand += 1
+        future = self._threads.submit(call, *arguments, **options)
+        future.add_done_callback(self._let_go)  # later than the request that is given up on
+        return await asyncio.wrap_future(future)
+
+    def _let_go(self, _future: Future[Any]) -> None:
+        with self._lock:
+            self._in_hand -= 1
 
     def spec(self, name: str | None) -> StoredSpec:
         """The spec of that name; without one the default, or the only one. Raises NotFound."""
@@ -75,12 +94,17 @@ class Service:
     def warm(self) -> None:
         """Loads the network of the spec that is asked for when none is named."""
         try:
-            spec = self.spec(None)
+            self.embedder.warm(self.spec(None))
         except StoreError as error:
             self.network = f"none yet: {error}"
-            return
-        reason = self.embedder.warm(spec)
-        self.network = "warm" if reason is None else f"unavailable: {reason}"
+        except Exception as error:  # whatever it is, `/readyz` must not wait for ever
+            expected = isinstance(error, ExtractorError)
+            logger.warning("no network: %s", error, exc_info=not expected)
+            self.network = f"unavailable: {error}"
+
+    def _forward(self, patches: int, seconds: float) -> None:
+        self.network = "warm"
+        self.metrics.forward(patches, seconds)
 
 
 async def service_of(request: Request) -> Service:

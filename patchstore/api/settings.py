@@ -27,7 +27,7 @@ class ServeSettings(BaseSettings):
     api_request_timeout_s: float = Field(30.0, gt=0, description="Seconds for one request.")
     api_batch_size: int = Field(16, ge=1, description="Questions in one forward pass.")
     api_max_waiting: int = Field(
-        256, ge=1, description="Patches that may wait for the network; more are refused."
+        256, ge=1, description="Requests, and their patches, that may wait; more are refused."
     )
 
     @property

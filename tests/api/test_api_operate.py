@@ -1,6 +1,9 @@
 """Tokens, limits, probes and numbers: what an operator relies on."""
 
 import logging
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx
@@ -8,6 +11,7 @@ import pytest
 from sqlalchemy import Engine
 
 from db.engine import make_engine
+from patchstore.api import embedder
 from patchstore.api.auth import parse_tokens
 from patchstore.api.problems import RULES
 from patchstore.api.settings import ServeSettings
@@ -63,6 +67,12 @@ def test_a_reader_may_ask_and_not_write(guarded) -> None:
     assert (refused.status_code, refused.json()["rule"]) == (403, "scope_missing")
 
 
+def test_a_body_is_not_looked_at_before_its_token(guarded) -> None:
+    for content in (b"{bad", iter([b"x" * 1_000_000] * 21)):
+        answer = guarded.put("/v1/images/1/metadata", content=content)
+        assert (answer.status_code, answer.json()["rule"]) == (401, "token_missing")
+
+
 def test_an_administrator_may_do_both(guarded) -> None:
     assert guarded.get("/v1/specs", headers=bearer(ADMIN)).status_code == 200
     assert guarded.put("/v1/images/1/metadata", json={}, headers=bearer(ADMIN)).status_code == 200
@@ -89,6 +99,7 @@ def test_the_description_says_that_a_token_is_needed(guarded, http) -> None:
         ("read:short", "a token of 5 characters"),
         (f"read:{READ}@soon", "'soon', which is no date"),
         (f"read:{READ} read:", "entry 2 of PATCHSTORE_API_TOKENS"),
+        (f"read:{READ} admin:{READ}", "entry 2 of PATCHSTORE_API_TOKENS has the token of an earl"),
     ],
 )
 def test_a_malformed_token_is_named_by_its_place_and_never_shown(text, message) -> None:
@@ -104,6 +115,7 @@ def test_settings_never_show_a_token() -> None:
 def test_an_unprotected_service_answers_to_names_of_this_machine_only(http) -> None:
     answer = http.get("/v1/specs", headers={"Host": "rebound.example:80"})
     assert (answer.status_code, answer.json()["rule"]) == (421, "host_unknown")
+    assert http.get("/v1/specs", headers={"Host": "LocalHost:80"}).status_code == 200
 
 
 def test_a_request_keeps_its_id(http) -> None:
@@ -133,15 +145,49 @@ def test_every_request_has_a_line_in_the_log(http, caplog, wait_until) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(shelf, serve, chunked) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/search"), ("PUT", "/v1/images/1/metadata")]
+)
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(
+    shelf, serve, method, path, chunked
+) -> None:
     body = [b"x" * 10_000] * 20
     with serve(shelf.engine, ServeSettings(api_max_upload_mb=0.1)) as url:
-        answer = httpx.post(
-            f"{url}/v1/search",
+        answer = httpx.request(
+            method,
+            f"{url}{path}",
             content=iter(body) if chunked else b"".join(body),
             headers={"content-type": "application/json"},
         )
     assert (answer.status_code, answer.json()["rule"]) == (413, "body_too_large")
+
+
+def test_who_goes_away_in_the_middle_of_a_body_is_no_error_of_the_service(
+    http, caplog, wait_until
+) -> None:
+    address = http.base_url.host, http.base_url.port
+    head = "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: {}\r\n"
+    head += "X-Request-ID: gone\r\nContent-Length: 1000\r\n\r\n{{"
+    with caplog.at_level(logging.INFO):
+        for kind in ("application/json", "multipart/form-data; boundary=b"):
+            with socket.create_connection(address) as connection:
+                connection.sendall(head.format(kind).encode())
+        wait_until(lambda: sum("id=gone" in line for line in caplog.messages) == 2)
+    assert all(" 400 " in line for line in caplog.messages if "id=gone" in line)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_more_requests_than_may_wait_are_refused_at_once(shelf, serve) -> None:
+    settings = ServeSettings(api_max_waiting=2, api_connections=1)
+    with serve(shelf.engine, settings) as url, ThreadPoolExecutor(3) as pool:
+        with shelf.engine.connect() as blocker:
+            blocker.exec_driver_sql("LOCK TABLE patchstore.image_location")
+            asked = [pool.submit(httpx.get, f"{url}/v1/images", timeout=60) for _ in range(3)]
+            refused = next(as_completed(asked)).result()
+        statuses = sorted(each.result().status_code for each in asked)
+        assert httpx.get(f"{url}/v1/images").status_code == 200
+    assert (refused.status_code, refused.json()["rule"]) == (503, "network_busy")
+    assert statuses == [200, 200, 503]
 
 
 def test_a_statement_that_takes_too_long_is_a_timeout(shelf, serve) -> None:
@@ -203,8 +249,39 @@ def test_a_network_that_cannot_be_loaded_leaves_the_other_questions(own_shelf, s
         assert "/gone.pth" in httpx.get(f"{url}/readyz").json()["network"]
         stored = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
         sent = httpx.post(f"{url}/v1/search", files=picture)
-    assert stored.status_code == 200
+        with own_shelf.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "UPDATE patchstore.feature_spec SET weights_source = 'random:0', "
+                "recipe = jsonb_set(recipe, '{weights}', '\"random:0\"')"
+            )
+        # By its name, for which no spec is kept that was as it was before.
+        again = httpx.post(f"{url}/v1/search", files=picture, data={"spec": own_shelf.spec.name})
+        assert httpx.get(f"{url}/readyz").json()["network"] == "warm"
+    assert (stored.status_code, again.status_code) == (200, 200)
     assert (sent.status_code, sent.json()["rule"]) == (503, "network_unavailable")
+
+
+def test_whatever_goes_wrong_with_the_network_is_no_waiting_for_ever(
+    shelf, serve, monkeypatch
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("of the driver")
+
+    monkeypatch.setattr(embedder, "load_extractor", fail)
+    with serve(shelf.engine) as url:
+        assert httpx.get(f"{url}/readyz").json()["network"] == "unavailable: of the driver"
+
+
+def test_a_network_may_take_longer_to_load_than_a_request(shelf, serve, monkeypatch) -> None:
+    load = embedder.load_extractor
+
+    def load_slowly(*arguments: object, **options: object) -> object:
+        time.sleep(1)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(embedder, "load_extractor", load_slowly)
+    with serve(shelf.engine, ServeSettings(api_request_timeout_s=0.5)) as url:
+        assert httpx.get(f"{url}/readyz").json()["network"] == "warm"
 
 
 def test_every_problem_of_the_service_is_documented() -> None:

@@ -180,11 +180,21 @@ def test_a_zero_vector_is_a_question_in_l2(gallery):
     assert len(nearest(gallery.engine, spec, np.zeros(16, np.float32), 3)) == 3
 
 
-def test_a_query_too_large_for_half_precision_is_answered_or_refused_in_words(gallery):
-    spec = gallery.specs["indexed-l2"]
-    with pytest.raises(InvalidQuestion, match="out of range"):
-        nearest(gallery.engine, spec, np.full(16, 1e9, np.float32), 3)
-    assert len(nearest(gallery.engine, spec, np.full(16, 1e9, np.float32), 3, exact=True)) == 3
+@pytest.mark.parametrize("length", [1e-15, 1e-9, 1e6, 1e15])
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+def test_an_index_answers_by_a_querys_direction_whatever_its_length(gallery, metric, length):
+    spec = gallery.specs[f"indexed-{metric}"]
+    query = np.random.default_rng(3).normal(size=16).astype(np.float32)
+    asked = [nearest(gallery.engine, spec, query * each, 5) for each in (1, np.float32(length))]
+    found, expected = ([hit.patch_id for hit in hits] for hits in asked)
+    assert found == expected
+
+
+def test_a_query_too_large_for_half_precision_is_compared_with_all_in_l2(gallery):
+    spec, query = gallery.specs["indexed-l2"], np.full(16, 1e9, np.float32)
+    answer = search(gallery.engine, spec, query, SearchOptions(3))
+    assert answer == search(gallery.engine, spec, query, SearchOptions(3, exact=True))
+    assert answer.exact and len(answer.hits) == 3
 
 
 @pytest.mark.parametrize("function", ["similar_patches", "similar_images"])
