@@ -170,6 +170,19 @@ def finish_scan(
         return _mark_vanished(connection, source_id, started)
 
 
+def count_live(engine: Engine, source_id: int) -> int:
+    """How many files of a source there were when it was last scanned."""
+    with store_errors(), engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT count(*) FROM patchstore.image_location "
+                "WHERE source_id = :source AND vanished_at IS NULL"
+            ),
+            {"source": source_id},
+        )
+        return int(rows.scalar_one())
+
+
 def _keep_prune_out(connection: Connection) -> None:
     connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({PRUNE_LOCK})"))
 

@@ -119,7 +119,14 @@ def _ingest(run: _Run, request: IngestRequest) -> Summary:
     run.ears.phase("scanning")
     with clock.timed("scan"):
         threads = FlowSettings().scan_threads
-        counts = scan(run.engine, run.folder, run.source_id, run.stored, threads)
+        counts = scan(
+            run.engine,
+            run.folder,
+            run.source_id,
+            run.stored,
+            threads,
+            allow_empty=request.allow_empty,
+        )
     found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
     get_run_logger().info("scanned %s: %s", run.folder.root, found)
     reclaim(run.engine, run.stored, StoreSettings().max_attempts)

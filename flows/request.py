@@ -40,3 +40,8 @@ class IngestRequest(BaseModel):
         description="Build the index at the end where it is due and missing. Off: the next run "
         "does, for with an index in place vectors are written far more slowly.",
     )
+    allow_empty: bool = Field(
+        False,
+        description="Whether a folder that held images and holds none at all was emptied on "
+        "purpose, rather than on a disk that is not mounted.",
+    )

@@ -14,6 +14,7 @@ from db.catalog import (
     KnownFile,
     ScanCounts,
     SeenFile,
+    count_live,
     finish_scan,
     known_files,
     record_files,
@@ -23,6 +24,7 @@ from db.catalog import (
 from db.specs import StoredSpec
 from extractor.errors import ImageError
 from extractor.images import read_size
+from extractor.uris import path_of
 
 from .sources import FolderSource, FoundFile
 
@@ -33,12 +35,19 @@ T = TypeVar("T")
 
 
 def scan(
-    engine: Engine, source: FolderSource, source_id: int, spec: StoredSpec, threads: int
+    engine: Engine,
+    source: FolderSource,
+    source_id: int,
+    spec: StoredSpec,
+    threads: int,
+    *,
+    allow_empty: bool = False,
 ) -> ScanCounts:
     """Brings locations and ledger up to date with the source; reads no pixel.
 
     Unchanged files are not opened. New and changed ones are read once for their SHA-256 and the
-    size in their header.
+    size in their header. A folder that held images and holds none at all is more often a disk that
+    is not mounted than one that was emptied: it counts as not listed, unless `allow_empty`.
     """
     started = start_scan(engine)
     counts = ScanCounts()
@@ -56,6 +65,11 @@ def scan(
             )
             if seen:
                 add(counts, record_files(engine, source_id, spec, seen, started))
+    if not counts.found and not allow_empty and (lost := count_live(engine, source_id)):
+        source.unlisted.append(
+            f"{path_of(source.root)}: no image is there, but the store has {lost} of it; "
+            "if it was emptied on purpose, ingest it with --allow-empty"
+        )
     for folder in source.unlisted:
         logger.error("%s; nothing is marked as vanished in this run", folder)
     counts.vanished = finish_scan(engine, source_id, spec, started, complete=not source.unlisted)

@@ -33,7 +33,7 @@ class FolderSource:
     Attributes:
         root: the absolute path, by which the store knows this source.
         others: files that are no images, counted while listing.
-        unlisted: folders that could not be listed, with the reason.
+        unlisted: folders that could not be listed, with the reason; `scan` adds an emptied source.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -63,6 +63,14 @@ def ingest(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what a run would do and cost; store no vector.")
     ] = False,
+    allow_empty: Annotated[
+        bool,
+        typer.Option(
+            "--allow-empty",
+            help="Forget all images of a folder that holds none any more; else it counts as a "
+            "disk that is not mounted.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as one JSON object.")
     ] = False,
@@ -101,7 +109,12 @@ def ingest(
     if server is not None:
         server.wait()
     request = IngestRequest.model_validate(
-        {"source": source, "spec": stored.name, "precision": precision.value}
+        {
+            "source": source,
+            "spec": stored.name,
+            "precision": precision.value,
+            "allow_empty": allow_empty,
+        }
     )
     summary, startup_s = run(request, begun)
     if as_json:

@@ -40,13 +40,11 @@ def ingest(prefect_api: str, spec: StoredSpec, folder: Path) -> Ingest:
     from flows.ingest import ingest as flow
     from flows.request import IngestRequest
 
-    def run(source: Path = folder, precision: str = "float32") -> tuple[object, Summary | None]:
+    def run(source: Path = folder, **options: object) -> tuple[object, Summary | None]:
         ear = Ear()
+        given = {"source": str(source), "spec": spec.name, "precision": "float32", **options}
         with listening(ear):
-            state = flow(
-                IngestRequest(source=str(source), spec=spec.name, precision=precision),
-                return_state=True,
-            )
+            state = flow(IngestRequest.model_validate(given), return_state=True)
         return state, ear.summary
 
     return run

@@ -148,6 +148,25 @@ def test_a_vanished_file_leaves_the_searches(
     }
 
 
+def test_a_folder_that_lost_all_its_images_is_taken_for_one_that_is_not_mounted(
+    ingest: Any, paint: Paint, store: Engine, spec: StoredSpec
+) -> None:
+    path = paint("a.png", 1)
+    ingest()
+    path.unlink()
+    state, summary = ingest()
+    assert (state.name, summary.vanished) == ("CompletedWithErrors", 0)
+    (said,) = summary.unlisted
+    assert f"{path.parent}: no image is there, but the store has 1 of it" in said
+    query = np.ones(spec.dim, np.float32)
+    assert search(store, spec, query, SearchOptions(1)).hits
+
+    state, summary = ingest(allow_empty=True)
+    assert (state.name, summary.vanished, summary.unlisted) == ("Completed", 1, [])
+    assert search(store, spec, query, SearchOptions(1)).hits == []
+    assert ingest()[1].unlisted == []  # there is nothing to lose any more
+
+
 def test_some_bad_images_complete_with_errors_and_reasons(
     ingest: Any, paint: Paint, folder: Path, store: Engine
 ) -> None:
