@@ -170,6 +170,35 @@ def finish_scan(
         return _mark_vanished(connection, source_id, started)
 
 
+def files_due(engine: Engine, source_id: int, spec: StoredSpec, uris: Sequence[str]) -> set[str]:
+    """Those of a source's known files whose image is not computed under a spec, nor has failed."""
+    with store_errors(), engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT l.uri FROM patchstore.image_location l LEFT JOIN patchstore.extraction e "
+                "    ON e.spec_id = :spec AND e.image_id = l.image_id "
+                " WHERE l.source_id = :source AND l.uri = ANY (:uris) AND l.image_id IS NOT NULL "
+                "   AND coalesce(e.state, 'pending') IN ('pending', 'leased')"
+            ),
+            {"source": source_id, "spec": spec.id, "uris": list(uris)},
+        )
+        return set(rows.scalars())
+
+
+def contents_done(engine: Engine, spec: StoredSpec, digests: Sequence[bytes]) -> set[bytes]:
+    """Those of some contents that are computed under a spec, or have failed, by whatever name."""
+    with store_errors(), engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT i.sha256 FROM patchstore.image i JOIN patchstore.extraction e "
+                "    ON e.spec_id = :spec AND e.image_id = i.id "
+                " WHERE i.sha256 = ANY (:digests) AND e.state IN ('done', 'failed')"
+            ),
+            {"spec": spec.id, "digests": list(digests)},
+        )
+        return {bytes(digest) for digest in rows.scalars()}
+
+
 def count_live(engine: Engine, source_id: int) -> int:
     """How many files of a source there were when it was last scanned."""
     with store_errors(), engine.connect() as connection:

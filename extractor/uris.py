@@ -38,3 +38,9 @@ def uri_from_here(uri: str) -> str:
     if "://" in uri and not uri.startswith(FILE_SCHEME):
         return uri
     return uri_of(absolute(path_of(uri)))
+
+
+def prefix_from_here(prefix: str) -> str:
+    """How the URIs of files begin whose names begin so, as from the current folder."""
+    slash = "/" if prefix.endswith("/") and prefix != "/" else ""
+    return uri_from_here(prefix) + slash

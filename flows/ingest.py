@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from db.catalog import ScanCounts, open_source
 from db.ledger import LeaseLimits, finish_run, reclaim, start_run
 from db.reports import failures, status
+from db.reports import source_id as known_source
 from db.server import connect
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
@@ -32,6 +33,7 @@ from extractor.spec import FeatureSpec
 from .artifacts import outcome, publish, tag_run
 from .batch import Batch
 from .environment import let_libraries_log
+from .errors import SourceError
 from .gpu import gpu_slot
 from .heartbeat import Heartbeat
 from .indexing import keep_index
@@ -98,7 +100,9 @@ def ingest(request: IngestRequest) -> State[Any]:
     ears.started()
     begun = time.monotonic()
     engine = connect()
-    folder = FolderSource(request.source)
+    folder = FolderSource(request.source, may_be_gone=request.allow_empty)
+    if folder.gone and known_source(engine, folder.root) is None:
+        raise SourceError(f"{request.source} does not exist, and was never ingested")
     stored = get_spec(engine, request.spec)
     tag_run(folder.root, stored.name)
     source_id = open_source(engine, folder.root)

@@ -38,10 +38,18 @@ def run_flow(flow: Callable[..., Any], *arguments: object) -> Any:
     """Runs a flow in this process; returns its final state.
 
     Raises:
-        PrefectApiAway: the API went away and did not come back while Prefect's client tried.
+        PrefectApiAway: the API does not answer, or went away and did not come back while Prefect's
+            client tried.
     """
     try:
         return flow(*arguments, return_state=True)
+    except RuntimeError as error:  # what Prefect's client makes of one that it cannot reach
+        if not isinstance(error.__cause__, httpx.HTTPError):
+            raise
+        raise PrefectApiAway(
+            f"the Prefect API does not answer: {error}; start it, or set PREFECT_API_URL to one "
+            "that runs"
+        ) from error
     except httpx.HTTPError as error:
         raise PrefectApiAway(
             "the Prefect API went away during the run; what was finished is stored, run the same "

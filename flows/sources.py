@@ -32,13 +32,26 @@ class FolderSource:
 
     Attributes:
         root: the absolute path, by which the store knows this source.
+        gone: the folder does not exist any more.
         others: files that are no images, counted while listing.
         unlisted: folders that could not be listed, with the reason; `scan` adds an emptied source.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """A path or a URI. Raises SourceError unless it is a folder that can be listed."""
+    def __init__(self, folder: str | Path, *, may_be_gone: bool = False) -> None:
+        """A path or a URI. Raises SourceError unless it is a folder that can be listed.
+
+        One that does not exist is as good as an empty one where it `may_be_gone`.
+        """
+        if not str(folder).strip():
+            raise SourceError("the name of the folder with images is empty")
         path = absolute(path_of(str(folder)))
+        self.root = uri_of(path)
+        self._path = path
+        self.others = 0
+        self.unlisted: list[str] = []
+        self.gone = may_be_gone and not path.exists()
+        if self.gone:
+            return
         if not path.exists():
             raise SourceError(f"{folder} does not exist; expected a folder with images")
         if not path.is_dir():
@@ -47,15 +60,13 @@ class FolderSource:
             os.scandir(path).close()
         except OSError as error:
             raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
-        self.root = uri_of(path)
-        self._path = path
-        self.others = 0
-        self.unlisted: list[str] = []
 
     def files(self) -> Iterator[FoundFile]:
         """Every image file, in a stable order, without opening any that has a suffix."""
         self.others = 0
         self.unlisted = []
+        if self.gone:
+            return
         suffixes = image_suffixes()
         for folder, subfolders, names in os.walk(self._path, onerror=self._note_unlisted):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))

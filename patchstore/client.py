@@ -18,6 +18,7 @@ PatchstoreError
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -208,8 +209,8 @@ class PatchstoreClient:
             place: a stored patch by its image's URI or id, x and y.
 
         Raises:
-            ValueError: not exactly one of image, vector, patch_id and place; or `region` or
-                `consistent` without a picture.
+            ValueError: not exactly one of image, vector, patch_id and place; `region` or
+                `consistent` without a picture; or a vector that is no row of finite numbers.
         """
         if sum(asked is not None for asked in (image, vector, patch_id, place)) != 1:
             raise ValueError("give exactly one of image, vector, patch_id and place")
@@ -227,8 +228,7 @@ class PatchstoreClient:
             content = image.read_bytes() if isinstance(image, Path) else image
             return self._ask(_answer, "POST", "search", data=data, files={"image": content})
         if vector is not None:
-            numbers = vector.tolist() if hasattr(vector, "tolist") else vector
-            options["vector"] = [float(number) for number in numbers]
+            options["vector"] = _numbers(vector)
         elif place is not None:
             at = {"uri": place[0]} if isinstance(place[0], str) else {"image_id": int(place[0])}
             options["place"] = {**at, "x": int(place[1]), "y": int(place[2])}
@@ -298,7 +298,8 @@ class PatchstoreClient:
             response = self._http.request(method, path, **request)
         except httpx.RequestError as error:
             reason = str(error) or type(error).__name__
-            raise ConnectionFailed(f"{method} {self._http.base_url}{path}: {reason}") from error
+            address = f"{str(self._http.base_url).rstrip('/')}/{path}"
+            raise ConnectionFailed(f"{method} {address}: {reason}") from error
         if not response.is_success:
             raise _problem(response, response.reason_phrase or "refused")
         return response
@@ -340,6 +341,18 @@ def _answer(told: Any) -> Answer:
 
 def _page(told: Any) -> tuple[list[Image], int | None]:
     return _many(Image, told["images"]), told["next"]
+
+
+def _numbers(vector: Any) -> list[float]:
+    try:
+        numbers = [
+            float(each) for each in (vector.tolist() if hasattr(vector, "tolist") else vector)
+        ]
+    except TypeError:
+        raise ValueError("the vector is not one row of numbers, shape (D,)") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("the vector holds NaN or infinity")
+    return numbers
 
 
 def _whole(numbers: Sequence[int] | None) -> list[int] | None:

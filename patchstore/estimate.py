@@ -1,5 +1,6 @@
 """What a run would do and cost, without doing it."""
 
+import hashlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine
 
-from db.catalog import KnownFile, known_files
+from db.catalog import KnownFile, contents_done, files_due, known_files
 from db.reports import source_id
 from db.settings import StoreSettings
 from db.specs import StoredSpec
@@ -60,24 +61,37 @@ class Plan:
 
 
 def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) -> Plan:
-    """Looks at names, marks and headers, and measures the forward pass on a few images."""
+    """Looks at names, marks and headers, and measures the forward pass on a few images.
+
+    What is due is what a run would find so: new and changed files, and known ones that this spec
+    has not computed; not those whose content is computed under another name.
+    """
     source = FolderSource(folder)
     spec = FeatureSpec.model_validate(stored.recipe)
     known_source = source_id(engine, source.root)
     counts = {"found": 0, "new": 0, "changed": 0, "unchanged": 0}
     due: list[FoundFile] = []
+    sizes: list[int] = []
     for chunk in chunks(source.files(), CHUNK):
         known: dict[str, KnownFile] = {}
+        waiting: set[str] = set()
         if known_source is not None:
-            known = known_files(engine, known_source, [file.uri for file in chunk])
+            uris = [file.uri for file in chunk]
+            known = known_files(engine, known_source, uris)
+            waiting = files_due(engine, known_source, stored, uris)
         for file in chunk:
             counts["found"] += 1
             if is_unchanged(file, known.get(file.uri)):
                 counts["unchanged"] += 1
             else:
                 counts["changed" if file.uri in known else "new"] += 1
+                waiting.add(file.uri)
+        seen = [(file, *_look(source, file, spec)) for file in chunk if file.uri in waiting]
+        done = contents_done(engine, stored, [digest for _, digest, _ in seen])
+        for file, digest, size in seen:
+            if digest not in done:
                 due.append(file)
-    sizes = [_patches(source, file, spec) for file in due]
+                sizes.append(size)
     patches = sum(sizes)
     rate = _measure(engine, stored, source, due, precision) if patches else 0.0
     rows = estimate_bytes(stored.dim, patches, index_threshold=StoreSettings().index_threshold)
@@ -92,12 +106,16 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
     )
 
 
-def _patches(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> int:
+def _look(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> tuple[bytes, int]:
+    """A file's SHA-256, empty where it cannot be read, and its patches, 0 where it is no image."""
+    digest = b""
     try:
-        width, height = read_size(source.read(file.uri))
+        content = source.read(file.uri)
+        digest = hashlib.sha256(content).digest()
+        width, height = read_size(content)
     except (OSError, ImageError):
-        return 0
-    return count_patches(
+        return digest, 0
+    return digest, count_patches(
         width,
         height,
         patch_size=spec.patch_size,

@@ -67,8 +67,8 @@ def ingest(
         bool,
         typer.Option(
             "--allow-empty",
-            help="Forget all images of a folder that holds none any more; else it counts as a "
-            "disk that is not mounted.",
+            help="Forget all images of a folder that holds none any more, or is gone; else it "
+            "counts as a disk that is not mounted.",
         ),
     ] = False,
     as_json: Annotated[
@@ -88,7 +88,7 @@ def ingest(
     from flows.sources import FolderSource
 
     keep_freed_memory()
-    folder = FolderSource(source)  # a wrong path is said at once
+    folder = FolderSource(source, may_be_gone=allow_empty)  # a wrong path is said at once
     # The server starts while everything else loads.
     server = None if dry_run else environment.prepare(StoreSettings().resolved_home())
     from patchstore.store import open_store, spec_for_ingest

@@ -66,9 +66,10 @@ def main() -> None:
     """Runs the command that `sys.argv` names; ends in SystemExit."""
     try:
         app()
-    except KeyboardInterrupt:
-        say("stopped; what was finished is stored, run the same command again to go on")
-        raise SystemExit(INTERRUPTED) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer's own, for a KeyboardInterrupt
+            say("stopped; what was finished is stored, run the same command again to go on")
+        raise
     except click.exceptions.Abort:
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:

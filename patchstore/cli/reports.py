@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from patchstore.errors import PatchstoreError
+
 from .console import out, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -81,11 +83,14 @@ def retry(
 ) -> None:
     """Queue failed images again; the next ingest computes them."""
     from db.ledger import retry_failed
+    from db.reports import source_id
     from extractor.uris import absolute, uri_of
     from patchstore.store import open_store
 
     root = None if source is None else uri_of(absolute(source))
     engine = open_store()
+    if root is not None and source_id(engine, root) is None:
+        raise PatchstoreError(f"{source} was never ingested; patchstore status lists what was")
     count = retry_failed(engine, _own_name(engine, spec), root)
     then = "; run patchstore ingest FOLDER to compute them" if count else ""
     say(f"{count} failures are pending again{then}")

@@ -46,7 +46,9 @@ def search(
         str | None,
         typer.Option("--filter", metavar="JSON", help="Metadata that hits must have."),
     ] = None,
-    prefix: Annotated[str | None, typer.Option(help="How the URIs of hits begin.")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="How the URIs of hits begin, or paths from here.")
+    ] = None,
     max_distance: Annotated[
         float | None, typer.Option(help="How far hits may be, in the spec's metric.")
     ] = None,
@@ -70,6 +72,7 @@ def search(
 ) -> None:
     """Find the patches or images most like a picture, a region, a stored patch or a vector."""
     from db.search import SearchOptions
+    from extractor.uris import prefix_from_here
     from patchstore.query import Refinement, ask
     from patchstore.store import open_store, spec_for_search
 
@@ -78,7 +81,7 @@ def search(
         k=k,
         by=by.value,
         filter=None if filter_ is None else _metadata(filter_),
-        prefix=prefix,
+        prefix=prefix and prefix_from_here(prefix),
         max_distance=max_distance,
         exact=exact,
     )

@@ -1,8 +1,11 @@
 """`patchstore spec`: immutable recipes of feature vectors."""
 
+import re
 from typing import Annotated
 
 import typer
+
+from patchstore.errors import PatchstoreError
 
 from .console import out, print_json, print_table, say
 
@@ -17,9 +20,18 @@ Weights = Annotated[str, typer.Option(help="A torchvision weights name, a FILE, 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _new_name(name: str) -> str:
+    """A name that is seen in a table and can be typed. Raises PatchstoreError."""
+    if not re.fullmatch(r"\S{1,200}", name):
+        raise PatchstoreError(
+            f"{name[:200]!r} is no name of a spec: give 1 to 200 characters without spaces"
+        )
+    return name
+
+
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Name of the new spec.")],
+    name: Annotated[str, typer.Argument(callback=_new_name, help="Name of the new spec.")],
     backbone: Backbone = "resnet18",
     weights: Weights = "IMAGENET1K_V1",
     layer: Annotated[
@@ -135,7 +147,10 @@ def show(
 def promote(
     name: Annotated[str, typer.Argument(help="Spec that searches by the alias will ask.")],
     alias: Annotated[
-        str, typer.Option("--as", metavar="ALIAS", help="A new alias, or one to switch.")
+        str,
+        typer.Option(
+            "--as", metavar="ALIAS", callback=_new_name, help="A new alias, or one to switch."
+        ),
     ] = "live",
     force: Annotated[bool, typer.Option("--force", help="Even where images are missing.")] = False,
 ) -> None:

@@ -1,7 +1,9 @@
 """What a person types, and what comes back."""
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from sqlalchemy import Engine
 
 from db.browse import set_metadata_many
+from db.search import search
 from db.specs import StoredSpec
 
 Paint = Callable[..., Path]
@@ -129,6 +132,7 @@ def test_a_search_is_narrowed_by_prefix_metadata_and_distance(
         return [hit["uri"] for hit in json.loads(command(*question, *options).out)]
 
     assert uris("--prefix", two) == [two] * 9
+    assert uris("--prefix", os.path.relpath(ingested) + "/") == uris()
     assert uris("--filter", '{"shelf": 3}') == [one] * 9
     assert uris("--filter", '{"shelf": 4}', "--prefix", one) == []
     assert uris("--max-distance", 0.000001) == [one]
@@ -205,6 +209,58 @@ def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
     assert command("status", "--json").out == before
 
 
+def test_a_dry_run_knows_what_a_spec_lacks_and_what_is_known_by_another_name(
+    command: Any, ingested: Path, store: Engine
+) -> None:
+    def due(folder: Path, spec: str) -> list[int]:
+        plan = json.loads(command("ingest", folder, "--spec", spec, "--dry-run", "--json").out)
+        return [plan[key] for key in ("found", "new", "unchanged", "images", "patches")]
+
+    weights = ("--backbone", "squeezenet1_1", "--weights", "random:1", "--patch-size", 48)
+    assert command("spec", "add", "second", *weights, "--stride", 24).code == 0
+    copies = shutil.copytree(ingested, ingested.parent / "copies")
+    assert due(ingested, "tiny") == [3, 0, 3, 0, 0]
+    assert due(ingested, "second") == [3, 0, 3, 3, 27]
+    assert due(copies, "tiny") == [3, 3, 0, 0, 0]
+    assert due(copies, "second") == [3, 3, 0, 3, 27]
+
+
+def test_a_folder_that_is_gone_is_forgotten_where_that_is_said(
+    command: Any, ingested: Path, store: Engine, spec: StoredSpec
+) -> None:
+    shutil.rmtree(ingested)
+    assert "does not exist" in command("ingest", ingested, "--spec", "tiny").err
+    assert command("ingest", ingested, "--spec", "tiny", "--allow-empty").code == 0
+    assert search(store, spec, np.ones(spec.dim, np.float32)).hits == []
+    never = command("ingest", "/no/such/folder", "--spec", "tiny", "--allow-empty")
+    assert (never.code, "does not exist, and was never ingested" in never.err) == (1, True)
+
+
+def test_who_interrupts_is_told_how_to_go_on(command: Any, monkeypatch: Any) -> None:
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("db.reports.last_runs", interrupted)
+    stopped = command("status")
+    assert (stopped.code, stopped.out) == (130, "")
+    assert "run the same command again to go on" in stopped.err
+
+
+def test_a_prefect_api_that_cannot_be_reached_is_one_line(
+    patchstore: Any, home: Path, store: Engine
+) -> None:
+    url = store.url.render_as_string(hide_password=False)
+    failed = patchstore(
+        "prune",
+        PREFECT_API_URL="http://127.0.0.1:9/api",
+        PATCHSTORE_DATABASE_URL=url,
+        PATCHSTORE_HOME=str(home),
+    )
+    assert failed.code == 1
+    assert failed.err.startswith("error: the Prefect API does not answer: ")
+    assert failed.err.count("\n") == 1
+
+
 def test_a_spec_is_shown_with_every_field(command: Any, spec: StoredSpec) -> None:
     shown = json.loads(command("spec", "show", "tiny", "--json").out)
     assert shown == {"name": "tiny", "digest": spec.digest, **spec.recipe}
@@ -250,6 +306,10 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         (["spec", "add", "x", "--weights", "gone.pth"], "gone.pth"),
         (["spec", "add", "x", "--weights", "random:1", "--stride", "0"], "stride"),
         (["spec", "add", "x", "--weights", "random:1", "--edge", "wrap"], "wrap"),
+        (["spec", "add", "", "--weights", "random:1"], "'' is no name of a spec"),
+        (["spec", "add", "a b\n", "--weights", "random:1"], "'a b\\n' is no name of a spec"),
+        (["ingest", "", "--spec", "tiny"], "the name of the folder with images is empty"),
+        (["retry", "/no/such/folder"], "/no/such/folder was never ingested"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(

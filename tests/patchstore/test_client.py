@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -191,6 +192,16 @@ def test_a_picture_goes_as_a_form(open_client: Open, kind: str, tmp_path: Path) 
     }
 
 
+def test_a_vector_that_is_none_is_never_sent(open_client: Open) -> None:
+    client, service = open_client()
+    for vector in ([1.0, math.nan], np.full(3, np.inf)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            client.search(vector=vector)
+    with pytest.raises(ValueError, match="one row of numbers"):
+        client.search(vector=np.ones((2, 3)))
+    assert service.requests == []
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -318,8 +329,8 @@ def test_a_service_that_cannot_be_reached_is_one_kind_of_error(error: Exception)
         raise error
 
     with (
-        PatchstoreClient("http://nowhere:1/", transport=httpx.MockTransport(fail)) as client,
-        pytest.raises(ConnectionFailed, match="http://nowhere:1/") as raised,
+        PatchstoreClient("http://nowhere:1", transport=httpx.MockTransport(fail)) as client,
+        pytest.raises(ConnectionFailed, match="GET http://nowhere:1/readyz") as raised,
     ):
         client.ready()
     assert raised.value.__cause__ is error
