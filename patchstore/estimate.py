@@ -72,6 +72,7 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
     counts = {"found": 0, "new": 0, "changed": 0, "unchanged": 0}
     due: list[FoundFile] = []
     sizes: list[int] = []
+    covered: set[bytes] = set()  # contents that are computed, or counted
     for chunk in chunks(source.files(), CHUNK):
         known: dict[str, KnownFile] = {}
         waiting: set[str] = set()
@@ -87,11 +88,13 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
                 counts["changed" if file.uri in known else "new"] += 1
                 waiting.add(file.uri)
         seen = [(file, *_look(source, file, spec)) for file in chunk if file.uri in waiting]
-        done = contents_done(engine, stored, [digest for _, digest, _ in seen])
+        covered |= contents_done(engine, stored, [digest for _, digest, _ in seen])
         for file, digest, size in seen:
-            if digest not in done:
+            if digest not in covered:
                 due.append(file)
                 sizes.append(size)
+            if digest:
+                covered.add(digest)  # another file with it costs nothing
     patches = sum(sizes)
     rate = _measure(engine, stored, source, due, precision) if patches else 0.0
     rows = estimate_bytes(stored.dim, patches, index_threshold=StoreSettings().index_threshold)

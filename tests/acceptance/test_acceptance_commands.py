@@ -222,7 +222,8 @@ def test_a_dry_run_knows_what_a_spec_lacks_and_what_is_known_by_another_name(
     assert due(ingested, "tiny") == [3, 0, 3, 0, 0]
     assert due(ingested, "second") == [3, 0, 3, 3, 27]
     assert due(copies, "tiny") == [3, 3, 0, 0, 0]
-    assert due(copies, "second") == [3, 3, 0, 3, 27]
+    shutil.copy(copies / "0.png", copies / "again.png")
+    assert due(copies, "second") == [4, 4, 0, 3, 27]
 
 
 def test_a_folder_that_is_gone_is_forgotten_where_that_is_said(
