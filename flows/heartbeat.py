@@ -6,8 +6,8 @@ from contextvars import copy_context
 from types import TracebackType
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
+from db.engine import first_line
 from db.ledger import renew_leases, show_alive
 
 logger = logging.getLogger(__name__)
@@ -46,15 +46,16 @@ class Heartbeat:
         while not self._stop.wait(self._term_s / 3):
             try:
                 renew_leases(self._connect(), self._run_id, self._term_s)
-            except SQLAlchemyError:
-                logger.warning("the lease renewal failed; connecting again")
+            except (
+                Exception
+            ) as error:  # of any kind: the next beat may go well, and none is the end
+                logger.warning("the lease renewal failed (%s); connecting again", first_line(error))
                 self._drop()
 
     def _connect(self) -> Connection:
         if self._connection is None:
-            connection = self._engine.connect()
-            show_alive(connection, self._run_id)
-            self._connection = connection
+            self._connection = self._engine.connect()
+            show_alive(self._connection, self._run_id)
         return self._connection
 
     def _drop(self) -> None:
