@@ -46,9 +46,7 @@ class Heartbeat:
         while not self._stop.wait(self._term_s / 3):
             try:
                 renew_leases(self._connect(), self._run_id, self._term_s)
-            except (
-                Exception
-            ) as error:  # of any kind: the next beat may go well, and none is the end
+            except Exception as error:  # of any kind: the next beat may go well
                 logger.warning("the lease renewal failed (%s); connecting again", first_line(error))
                 self._drop()
 
