@@ -80,7 +80,8 @@ def split_at_pooling(trunk: nn.Module) -> tuple[nn.Module, nn.Module]:
         if not pooling:
             raise SpecError(
                 "the network does not end in a global average pooling, which the mode dense needs; "
-                "name a layer with a feature map, such as `--layer features`"
+                "for a convolutional one name a layer with a feature map, such as "
+                "`--layer features`; others, such as transformers, are computed in mode exact"
             )
         feature_map = pooling[-1].all_input_nodes[0]
         return _before(trunk, graph, feature_map), _after(trunk, graph, feature_map)
