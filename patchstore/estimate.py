@@ -1,6 +1,5 @@
 """What a run would do and cost, without doing it."""
 
-import hashlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine
 
-from db.catalog import KnownFile, contents_done, files_due, known_files
+from db.catalog import KnownFile, SeenFile, contents_done, files_due, known_files
 from db.reports import source_id
 from db.settings import StoreSettings
 from db.specs import StoredSpec
@@ -16,11 +15,11 @@ from db.storage import estimate_bytes
 from extractor.arrays import DecodedImage
 from extractor.errors import ImageError
 from extractor.grid import count_patches, spec_grid
-from extractor.images import read_image, read_size
+from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 from flows.models import Model
-from flows.scan import CHUNK, chunks, is_unchanged
+from flows.scan import CHUNK, chunks, is_unchanged, look
 from flows.settings import FlowSettings
 from flows.sources import FolderSource, FoundFile
 
@@ -87,14 +86,15 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
             else:
                 counts["changed" if file.uri in known else "new"] += 1
                 waiting.add(file.uri)
-        seen = [(file, *_look(source, file, spec)) for file in chunk if file.uri in waiting]
-        covered |= contents_done(engine, stored, [digest for _, digest, _ in seen])
-        for file, digest, size in seen:
-            if digest not in covered:
+        looked = [(file, look(source, file)) for file in chunk if file.uri in waiting]
+        digests = [seen.sha256 for _, seen in looked if seen.sha256 is not None]
+        covered |= contents_done(engine, stored, digests)
+        for file, seen in looked:
+            if seen.sha256 not in covered:
                 due.append(file)
-                sizes.append(size)
-            if digest:
-                covered.add(digest)  # another file with it costs nothing
+                sizes.append(_patches(seen, spec))
+            if seen.sha256 is not None:
+                covered.add(seen.sha256)  # another file with it costs nothing
     patches = sum(sizes)
     rate = _measure(engine, stored, source, due, precision) if patches else 0.0
     rows = estimate_bytes(stored.dim, patches, index_threshold=StoreSettings().index_threshold)
@@ -109,18 +109,13 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
     )
 
 
-def _look(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> tuple[bytes, int]:
-    """A file's SHA-256, empty where it cannot be read, and its patches, 0 where it is no image."""
-    digest = b""
-    try:
-        content = source.read(file.uri)
-        digest = hashlib.sha256(content).digest()
-        width, height = read_size(content)
-    except (OSError, ImageError):
-        return digest, 0
-    return digest, count_patches(
-        width,
-        height,
+def _patches(file: SeenFile, spec: FeatureSpec) -> int:
+    """How many it is cut into, by its header; 0 where that cannot be read."""
+    if file.width is None or file.height is None:
+        return 0
+    return count_patches(
+        file.width,
+        file.height,
         patch_size=spec.patch_size,
         stride=spec.stride,
         edge=spec.edge,
