@@ -10,6 +10,7 @@ from .grid import PatchGrid
 from .spec import FeatureSpec
 
 _LARGEST_HALF = 65504.0  # the store's index is of halves
+_ROWS = 4096
 
 
 def check_pixels(pixels: NDArray[np.uint8], grid: PatchGrid | None = None) -> None:
@@ -31,8 +32,12 @@ def normalised(vectors: NDArray[np.float32], spec: FeatureSpec) -> NDArray[np.fl
     Raises:
         DegenerateFeatures: when one of them is not finite, zero, or beyond a half.
     """
+    norms = np.empty((len(vectors), 1), dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        # Some at a time: it makes their squares, and a large image has gigabytes of vectors.
+        for start in range(0, len(vectors), _ROWS):
+            some = slice(start, start + _ROWS)
+            norms[some] = np.linalg.norm(vectors[some], axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if len(bad):
         kind = "a vector of zeros" if norms[bad[0]] == 0 else "a vector that is not finite"
@@ -42,7 +47,7 @@ def normalised(vectors: NDArray[np.float32], spec: FeatureSpec) -> NDArray[np.fl
         )
     if spec.metric == "cosine":
         vectors /= norms
-    elif (largest := float(np.abs(vectors).max())) > _LARGEST_HALF:
+    elif (largest := float(max(vectors.max(), -vectors.min()))) > _LARGEST_HALF:
         raise DegenerateFeatures(
             f"the network gave a value of {largest:g}, more than the {_LARGEST_HALF:g} that can be "
             "indexed; use the metric cosine"

@@ -70,6 +70,17 @@ class _Axis:
         cells = np.flatnonzero(self.weights.any(axis=0))
         return int(cells[0]), int(cells[-1]) + 1
 
+    def part(self, first: int, end: int) -> tuple[slice, NDArray[np.float32]]:
+        """The boxes that have a share in some cells, and of these cells their shares."""
+        shares = self.weights[:, first:end]
+        boxes = np.flatnonzero(shares.any(axis=1))
+        among = slice(int(boxes[0]), int(boxes[-1]) + 1)
+        return among, shares[among]
+
+
+# Rows and columns of an image, and which of them each of its boxes is.
+_Sides = tuple[_Axis, _Axis, NDArray[np.int64], NDArray[np.int64]]
+
 
 class DensePass:
     """Lays tiles over images and pools boxes out of what the network makes of them."""
@@ -122,29 +133,22 @@ class DensePass:
     ) -> Tensor:
         """Pool boxes (N, 4), each inside the image `owner` (N,), to features float32 (N, C)."""
         sides = [self._sides(image, boxes[owner == i]) for i, image in enumerate(images)]
-        sums: list[Tensor | None] = [None] * len(images)
+        sums: dict[int, Tensor] = {}
         batches = list(_batches(self._tiles(sides), self._batch_pixels))
         asked = (([images[t.image] for t in tiles], [t.pixels for t in tiles]) for tiles in batches)
         for tiles, maps in zip(batches, self._maps(asked), strict=True):
             if self._gem:
                 maps = maps.clamp(min=GEM_EPS).pow(GEM_POWER)
             for tile, own in zip(tiles, maps, strict=True):
-                part = self._part(own, tile, *sides[tile.image][:2])
-                before = sums[tile.image]
-                sums[tile.image] = part if before is None else before.add_(part)
-        rows = [
-            each[down, across]
-            for each, (_, _, down, across) in zip(sums, sides, strict=True)
-            if each is not None
-        ]
-        order = np.argsort(np.concatenate([np.flatnonzero(owner == i) for i in range(len(images))]))
-        pooled = torch.cat(rows)[torch.from_numpy(order).to(self._device)]
-        return pooled.pow(1 / GEM_POWER) if self._gem else pooled
+                down, across = sides[tile.image][:2]
+                if tile.image not in sums:
+                    shape = len(down.weights), len(across.weights), len(own)
+                    sums[tile.image] = own.new_zeros(shape)
+                self._add(sums[tile.image], own, tile, down, across)
+        pooled = _chosen([sums[i] for i in range(len(images))], sides, owner)
+        return pooled.pow_(1 / GEM_POWER) if self._gem else pooled
 
-    def _sides(
-        self, image: Tensor, boxes: NDArray[np.int32]
-    ) -> tuple[_Axis, _Axis, NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of an image, and which of them each box is."""
+    def _sides(self, image: Tensor, boxes: NDArray[np.int32]) -> _Sides:
         height, width = image.shape[:2]
         axes, which = [], []
         for start, side in ((1, height), (0, width)):
@@ -156,9 +160,7 @@ class DensePass:
             which.append(index.reshape(-1))
         return axes[0], axes[1], which[0], which[1]
 
-    def _tiles(
-        self, sides: Sequence[tuple[_Axis, _Axis, NDArray[np.int64], NDArray[np.int64]]]
-    ) -> Iterator[_Tile]:
+    def _tiles(self, sides: Sequence[_Sides]) -> Iterator[_Tile]:
         for image, (down, across, _, _) in enumerate(sides):
             for rows, y, height, skip_rows in self._stretches(down):
                 for columns, x, width, skip_columns in self._stretches(across):
@@ -172,22 +174,43 @@ class DensePass:
         step = max(1, self.tile // field.stride - field.before - self._after)
         for start in range(first, end, step):
             stop = min(start + step, end)
+            if not axis.weights[:, start:stop].any():  # between boxes that are far apart
+                continue
             skip = min(start, field.before)
             begin = (start - skip) * field.stride
             # What is read may end before the image does only where no cell that counts can tell.
             length = min((stop + self._after) * field.stride, axis.length) - begin
             yield (start, stop), begin, length, skip
 
-    def _part(self, own: Tensor, tile: _Tile, down: _Axis, across: _Axis) -> Tensor:
-        """What a tile's map (C, h, w) adds to every pair of a row and a column, (R, S, C)."""
+    def _add(self, sums: Tensor, own: Tensor, tile: _Tile, down: _Axis, across: _Axis) -> None:
+        """Add a tile's map (C, h, w) to the pairs of rows and columns (R, S, C) that it is part of:
+        to them alone, for an image of many tiles has many pairs."""
         (top, bottom), (left, right) = tile.rows, tile.columns
         skip_rows, skip_columns = tile.skip
         cells = own[
             :, skip_rows : skip_rows + bottom - top, skip_columns : skip_columns + right - left
         ]
-        rows = torch.from_numpy(down.weights[:, top:bottom]).to(self._device)
-        columns = torch.from_numpy(across.weights[:, left:right]).to(self._device)
-        return torch.einsum("ri,cij,sj->rsc", rows, cells, columns)
+        rows, row_weights = down.part(top, bottom)
+        columns, column_weights = across.part(left, right)
+        sums[rows, columns] += torch.einsum(
+            "ri,cij,sj->rsc",
+            torch.from_numpy(row_weights).to(self._device),
+            cells,
+            torch.from_numpy(column_weights).to(self._device),
+        )
+
+
+def _chosen(sums: Sequence[Tensor], sides: Sequence[_Sides], owner: NDArray[np.int64]) -> Tensor:
+    """The pairs (R, S, C) that are boxes, in the boxes' order, (N, C); without a copy where these
+    are all pairs of one image in their order, as a grid's are: they may be gigabytes."""
+    _, _, down, across = sides[0]
+    grid = down * sums[0].shape[1] + across
+    if len(sums) == 1 and np.array_equal(grid, np.arange(sums[0][..., 0].numel())):
+        return sums[0].flatten(0, 1)
+    chosen = sums[0].new_empty((len(owner), sums[0].shape[2]))
+    for image, (pairs, (_, _, down, across)) in enumerate(zip(sums, sides, strict=True)):
+        chosen[torch.from_numpy(owner == image)] = pairs[down, across]
+    return chosen
 
 
 def _batches(tiles: Iterator[_Tile], pixels: int) -> Iterator[list[_Tile]]:

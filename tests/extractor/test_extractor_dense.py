@@ -247,6 +247,35 @@ def test_a_stored_patch_asked_for_again_is_the_same(edge: str, size: tuple[int, 
         close(extractor.embed(Region(pixels, tuple(box))), expected)
 
 
+@settings(max_examples=20, deadline=None)
+@given(asked=st.lists(boxes, min_size=1, max_size=6), tile=st.integers(20, 80))
+def test_regions_of_one_picture_are_the_same_in_any_company_and_order(
+    asked: list[tuple[int, int, int, int]], tile: int
+) -> None:
+    pixels = picture(90, 90)
+    regions = [Region(pixels, (2 * x, 2 * y, width, height)) for x, y, width, height in asked]
+    extractor = FeatureExtractor(spec(), SMALL, dense_tile=tile)
+    for region, found in zip(regions, extractor.embed_many(regions), strict=True):
+        close(found, FeatureExtractor(spec(), SMALL).embed(region))
+
+
+def test_nothing_is_computed_between_regions_that_are_far_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    maps: Callable[[Tensor], Tensor] = SMALL.network.features
+
+    def counting(images: Tensor) -> Tensor:
+        seen.append(images.shape[0] * images.shape[2] * images.shape[3])
+        return maps(images)
+
+    extractor = FeatureExtractor(spec(), SMALL, dense_tile=40)
+    monkeypatch.setattr(extractor, "_run", counting)
+    pixels = picture(400, 40)
+    extractor.embed_many([Region(pixels, (0, 0, 16, 16)), Region(pixels, (380, 0, 16, 16))])
+    assert sum(seen) < 0.3 * 400 * 40
+
+
 def test_a_region_is_seen_in_its_picture() -> None:
     extractor = FeatureExtractor(spec(), SMALL)
     pixels = picture(60, 60)
