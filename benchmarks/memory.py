@@ -5,7 +5,10 @@ Measures the peak resident memory (VmHWM) of the process of `patchstore ingest` 
 is apart. The images are copies of the same few originals, shifted and written anew, so that each
 is a content of its own and both folders hold the same sizes.
 
+Or, with --sides, for one image of so many pixels a side each, which is held with its vectors.
+
     python -m benchmarks.memory --images FOLDER --weights random:0
+    python -m benchmarks.memory --images FOLDER --mode dense --sides 2048 6000 12000
 """
 
 import argparse
@@ -13,7 +16,7 @@ import json
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +45,25 @@ class Peaks:
 def main() -> None:
     """Measures and prints; exits with 1 where the peaks differ by more than the limit."""
     arguments = _arguments()
+    options = replace(homes.spec_options(arguments), mode=arguments.mode)
     originals = homes.image_files(arguments.images)
     peaks = []
-    for count in arguments.counts:
+    for number in arguments.sides or arguments.counts:
         with tempfile.TemporaryDirectory(prefix="patchstore-images-") as folder:
-            make_copies(homes.spread(originals, min(arguments.counts)), count, Path(folder))
+            if arguments.sides:
+                make_mosaic(originals[0], number, Path(folder))
+            else:
+                make_copies(homes.spread(originals, min(arguments.counts)), number, Path(folder))
             with homes.temporary_home() as home:
-                url = homes.add_spec(home, homes.spec_options(arguments))
+                url = homes.add_spec(home, options)
                 peaks.append(measure(home, Path(folder), arguments.precision))
                 line = machine(url)
+    if arguments.sides:
+        rows = [
+            [f"{side:,}", *_row(each)] for side, each in zip(arguments.sides, peaks, strict=True)
+        ]
+        print(table(("side, pixels", *_COLUMNS), rows), line, sep="\n\n")
+        return
     print(table(_COLUMNS, [_row(found) for found in peaks]))
     ratio = peaks[-1].command_mib / peaks[0].command_mib
     print(f"\nPeak of the command, last to first: {ratio:.3f} (at most {arguments.limit})")
@@ -80,6 +93,13 @@ def make_copies(originals: list[Path], count: int, folder: Path) -> None:
             written += 1
         if written == before:
             raise SystemExit("none of the images can be read")
+
+
+def make_mosaic(original: Path, side: int, folder: Path) -> None:
+    """Writes one JPEG of so many pixels a side, made of one original over and over."""
+    pixels = read_image(original)
+    times = (-(-side // pixels.shape[0]), -(-side // pixels.shape[1]), 1)
+    Image.fromarray(np.tile(pixels, times)[:side, :side]).save(folder / "mosaic.jpg", quality=92)
 
 
 def measure(home: Path, images: Path, precision: str) -> Peaks:
@@ -119,8 +139,12 @@ def _row(peaks: Peaks) -> list[str]:
 
 def _arguments() -> argparse.Namespace:
     parser = homes.parser(__doc__)
+    parser.add_argument("--mode", choices=("exact", "dense"), default="exact")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--counts", type=int, nargs="+", default=(100, 1000), metavar="IMAGES")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", metavar="PIXELS", help="of one image, instead of --counts"
+    )
     parser.add_argument(
         "--limit", type=float, default=1.1, help="ratio of the last peak to the first"
     )
