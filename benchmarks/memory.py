@@ -12,15 +12,18 @@ Or, with --sides, for one image of so many pixels a side each, which is held wit
 """
 
 import argparse
+import itertools
 import json
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from extractor.errors import ImageError
@@ -51,7 +54,7 @@ def main() -> None:
     for number in arguments.sides or arguments.counts:
         with tempfile.TemporaryDirectory(prefix="patchstore-images-") as folder:
             if arguments.sides:
-                make_mosaic(originals[0], number, Path(folder))
+                make_mosaic(originals, number, Path(folder))
             else:
                 make_copies(homes.spread(originals, min(arguments.counts)), number, Path(folder))
             with homes.temporary_home() as home:
@@ -77,29 +80,39 @@ def make_copies(originals: list[Path], count: int, folder: Path) -> None:
     Raises:
         SystemExit: none of the originals can be read.
     """
-    written = shift = 0
-    while written < count:
-        shift += 1
-        before = written
-        for number, original in enumerate(originals):
+    written = 0
+    for shift in itertools.count(1):
+        for pixels in readable(originals):
             if written == count:
                 return
-            try:
-                pixels = read_image(original)
-            except ImageError:
-                continue
             moved = np.roll(pixels, (3 * shift, 7 * shift), axis=(0, 1))
-            Image.fromarray(moved).save(folder / f"{shift:04}-{number:05}.jpg", quality=92)
+            Image.fromarray(moved).save(folder / f"{written:06}.jpg", quality=92)
             written += 1
-        if written == before:
-            raise SystemExit("none of the images can be read")
 
 
-def make_mosaic(original: Path, side: int, folder: Path) -> None:
-    """Writes one JPEG of so many pixels a side, made of one original over and over."""
-    pixels = read_image(original)
+def make_mosaic(originals: list[Path], side: int, folder: Path) -> None:
+    """Writes one JPEG of so many pixels a side, made of one original over and over.
+
+    Raises:
+        SystemExit: none of the originals can be read.
+    """
+    pixels = next(readable(originals))
     times = (-(-side // pixels.shape[0]), -(-side // pixels.shape[1]), 1)
     Image.fromarray(np.tile(pixels, times)[:side, :side]).save(folder / "mosaic.jpg", quality=92)
+
+
+def readable(originals: list[Path]) -> Iterator[NDArray[np.uint8]]:
+    """The pixels of those originals that can be read. Raises SystemExit where there are none."""
+    none = True
+    for original in originals:
+        try:
+            pixels = read_image(original)
+        except ImageError:
+            continue
+        none = False
+        yield pixels
+    if none:
+        raise SystemExit("none of the images can be read")
 
 
 def measure(home: Path, images: Path, precision: str) -> Peaks:

@@ -149,6 +149,7 @@ class DensePass:
         return pooled.pow_(1 / GEM_POWER) if self._gem else pooled
 
     def _sides(self, image: Tensor, boxes: NDArray[np.int32]) -> _Sides:
+        """Lays boxes (B, 4) over the cells of both sides of an image."""
         height, width = image.shape[:2]
         axes, which = [], []
         for start, side in ((1, height), (0, width)):
@@ -203,10 +204,11 @@ class DensePass:
 def _chosen(sums: Sequence[Tensor], sides: Sequence[_Sides], owner: NDArray[np.int64]) -> Tensor:
     """The pairs (R, S, C) that are boxes, in the boxes' order, (N, C); without a copy where these
     are all pairs of one image in their order, as a grid's are: they may be gigabytes."""
-    _, _, down, across = sides[0]
-    grid = down * sums[0].shape[1] + across
-    if len(sums) == 1 and np.array_equal(grid, np.arange(sums[0][..., 0].numel())):
-        return sums[0].flatten(0, 1)
+    if len(sums) == 1:
+        flat = sums[0].flatten(0, 1)
+        _, columns, row, column = sides[0]
+        if np.array_equal(row * len(columns.weights) + column, np.arange(len(flat))):
+            return flat
     chosen = sums[0].new_empty((len(owner), sums[0].shape[2]))
     for image, (pairs, (_, _, down, across)) in enumerate(zip(sums, sides, strict=True)):
         chosen[torch.from_numpy(owner == image)] = pairs[down, across]
