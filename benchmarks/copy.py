@@ -79,7 +79,7 @@ def main() -> None:
             for way, write in ways.items():
                 spec, images = load.prepare(engine, f"{way} {number}")
                 seconds[way].append(write(engine, spec, images))
-                size = sum(len(encoded_rows(spec, image)) for image in images)
+                size = sum(len(block) for image in images for block in encoded_rows(spec, image))
         line = machine(url)
         engine.dispose()
     print(report(load, size, {way: statistics.median(s) for way, s in seconds.items()}))
@@ -88,7 +88,8 @@ def main() -> None:
 
 def bare(engine: Engine, spec: StoredSpec, images: Sequence[ImagePatches]) -> float:
     """One COPY of bytes that are there already, and its COMMIT; returns seconds."""
-    blocks = [HEADER, *(encoded_rows(spec, image) for image in images), TRAILER]
+    rows = [block for image in images for block in encoded_rows(spec, image)]
+    blocks = [HEADER, *rows, TRAILER]
     begun = time.perf_counter()
     with (
         engine.begin() as connection,

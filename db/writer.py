@@ -1,6 +1,6 @@
 """Writing images' vectors: all of an image's or none, and only by the lease's holder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from .ledger import Lease, lock_images, refresh_visibility
 from .specs import StoredSpec
 
 MAX_VALUE = 65_504.0  # of a halfvec
+BLOCK_ROWS = 4096  # 8 MB of vectors of 512 dimensions
 # In the format of `COPY (FORMAT BINARY)`: big-endian, each field after its length in bytes.
 # https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
 FIELDS = {
@@ -100,7 +101,8 @@ def _check_arrays(
     ):
         if array.dtype != dtype:
             raise ValueError(f"{name} have dtype {array.dtype}, expected {np.dtype(dtype)}")
-    bad = np.flatnonzero(~(np.abs(vectors).max(axis=1) <= MAX_VALUE))
+    largest = np.maximum(vectors.max(axis=1), -vectors.min(axis=1))  # NaN where there is one
+    bad = np.flatnonzero(~(largest <= MAX_VALUE))
     if bad.size:
         raise ValueError(
             f"vector {bad[0]} has a value that is not finite or beyond {MAX_VALUE:.0f}, "
@@ -137,24 +139,31 @@ def _replace(connection: Connection, spec: StoredSpec, images: Sequence[ImagePat
     with driver_connection(connection).cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(HEADER)
         for image in images:
-            copy.write(encoded_rows(spec, image))
+            for block in encoded_rows(spec, image):
+                copy.write(block)
         copy.write(TRAILER)
     _mark_done(connection, spec, {i.lease.image_id: len(i.boxes) for i in images})
 
 
-def encoded_rows(spec: StoredSpec, image: ImagePatches) -> bytes:
-    """An image's rows as COPY reads them, made by numpy at once rather than value by value."""
-    x, y, width, height = image.boxes.T
-    values = (spec.id, image.lease.image_id, x, y, width, height, image.scales)
-    rows = np.empty(len(image.boxes), dtype=_row_type(spec.dim))
-    rows["fields"] = len(FIELDS) + 1
-    for (name, kind), value in zip(FIELDS.items(), values, strict=True):
-        rows[f"{name} bytes"] = np.dtype(kind).itemsize
-        rows[name] = value
-    rows["embedding bytes"] = 4 + 4 * spec.dim
-    rows["dim"], rows["unused"] = spec.dim, 0
-    rows["embedding"] = image.vectors
-    return rows.tobytes()
+def encoded_rows(spec: StoredSpec, image: ImagePatches) -> Iterator[bytes]:
+    """An image's rows as COPY reads them, made by numpy at once rather than value by value.
+
+    In blocks, for an image may have hundreds of thousands.
+    """
+    row_type = _row_type(spec.dim)
+    for start in range(0, len(image.boxes), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        x, y, width, height = image.boxes[block].T
+        values = (spec.id, image.lease.image_id, x, y, width, height, image.scales[block])
+        rows = np.empty(len(x), dtype=row_type)
+        rows["fields"] = len(FIELDS) + 1
+        for (name, kind), value in zip(FIELDS.items(), values, strict=True):
+            rows[f"{name} bytes"] = np.dtype(kind).itemsize
+            rows[name] = value
+        rows["embedding bytes"] = 4 + 4 * spec.dim
+        rows["dim"], rows["unused"] = spec.dim, 0
+        rows["embedding"] = image.vectors[block]
+        yield rows.tobytes()
 
 
 def _row_type(dim: int) -> np.dtype[np.void]:

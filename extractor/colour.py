@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -10,9 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 _WIDE = ("I", "F")  # I;16 and its kin begin with I, too
+_BAND_PIXELS = 2**20
+
+_Range = tuple[float, float]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Bring a loaded image down to 8-bit sRGB; transparent parts are laid on white.
 
     Grey of more than 8 bits is scaled, never clipped: 16 bits by 255 / 65535. Integers of 32 bits
@@ -22,11 +26,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     An embedded ICC profile is applied (relative colorimetric with black point compensation); one
     that is broken or of another colour space is ignored.
 
+    Goes band by band: what lies between the two would be several times an image's size.
+
     Returns:
-        Mode RGB, same size.
+        RGB uint8 (H, W, 3), C-contiguous.
     """
-    if image.mode.startswith(_WIDE):
-        return _with_profile(_grey(image), image)
+    grey = _grey_range(image) if image.mode.startswith(_WIDE) else None
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for rows, band in _bands(image):
+        pixels[rows] = np.asarray(_rgb(band, grey))
+    return pixels
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
+def _rgb(image: Image.Image, grey: _Range | None) -> Image.Image:
+    if grey is not None:
+        return _with_profile(_narrowed(image, *grey), image)
     if image.mode == "LAB":
         return _apply(image, _lab_to_srgb())
     image, alpha = _split_alpha(image)
@@ -55,39 +76,48 @@ def _has_key_colour(image: Image.Image) -> bool:
     return image.info.get("transparency") is not None
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    values: NDArray[np.float32] = np.asarray(image).astype(np.float32)
-    key = image.info.get("transparency")
-    transparent = values == key if isinstance(key, int) else None
-    finite = np.isfinite(values)
-    if not finite.all():
-        values[~finite] = 0
-    low, high = _range(image.mode, float(values.min()), float(values.max()))
-    # In float64 where the span itself is beyond float32 (float TIFFs of +-1e38).
-    wide = values.astype(np.float64) if high - low > 1e38 else values
-    wide -= low
-    wide *= 255 / (high - low or 1.0)
-    if not finite.all():
-        wide[~finite] = 0
-    if transparent is not None:
-        wide[transparent] = 255
-    return Image.fromarray(np.rint(wide).clip(0, 255).astype(np.uint8))
-
-
-def _range(mode: str, lowest: float, highest: float) -> tuple[float, float]:
-    if mode.startswith("I;16"):
+def _grey_range(image: Image.Image) -> _Range:
+    """Which values of wide grey become black and white."""
+    if image.mode.startswith("I;16"):
         return 0.0, 65535.0
-    usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    values = (_finite(band)[0] for _, band in _bands(image))
+    extremes = [(float(each.min()), float(each.max())) for each in values]
+    lowest, highest = min(low for low, _ in extremes), max(high for _, high in extremes)
+    usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
     for top in usual:
         if lowest >= 0 and highest <= top:
             return 0.0, top
     return lowest, highest
 
 
+def _finite(image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Wide grey with 0 for whatever is no number, and where there is one."""
+    values: NDArray[np.float32] = np.asarray(image).astype(np.float32)
+    finite = np.isfinite(values)
+    values[~finite] = 0
+    return values, finite
+
+
+def _narrowed(image: Image.Image, low: float, high: float) -> Image.Image:
+    """Wide grey in 8 bits."""
+    values, finite = _finite(image)
+    # In float64 where the span itself is beyond float32 (float TIFFs of +-1e38).
+    wide = values.astype(np.float64) if high - low > 1e38 else values
+    wide -= low
+    wide *= 255 / (high - low or 1.0)
+    wide[~finite] = 0
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        wide[np.asarray(image) == key] = 255
+    return Image.fromarray(np.rint(wide).clip(0, 255).astype(np.uint8))
+
+
 def _with_profile(image: Image.Image, source: Image.Image) -> Image.Image:
     profile = source.info.get("icc_profile")
     transform = _to_srgb(profile, image.mode) if isinstance(profile, bytes) and profile else None
-    return _apply(image, transform) if transform is not None else image.convert("RGB")
+    if transform is not None:
+        return _apply(image, transform)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _apply(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:

@@ -56,9 +56,8 @@ def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     with _pillow_errors(), _open(io.BytesIO(data), max_pixels) as image:
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
-        rgb = to_rgb(image)
         turn = _UPRIGHT.get(_orientation(image))
-        return np.array(rgb if turn is None else rgb.transpose(turn))
+        return to_rgb(image if turn is None else image.transpose(turn))
 
 
 def read_size(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:

@@ -39,6 +39,11 @@ def test_vectors_and_boxes_come_back_as_they_were_written(store, spec, lease):
     assert states(store) == [("done", 5, 1)]
 
 
+def test_the_rows_of_a_large_image_are_sent_in_blocks(store, spec, lease, monkeypatch):
+    monkeypatch.setattr(writer, "BLOCK_ROWS", 2)
+    test_vectors_and_boxes_come_back_as_they_were_written(store, spec, lease)
+
+
 def test_a_late_writer_with_an_old_fence_changes_nothing(store, spec, lease):
     ledger.release_image(store.engine, lease)
     (again,) = store.lease(spec)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from extractor import colour
 from extractor.images import read_image, read_size
 
 RAMP = np.arange(20 * 30 * 3, dtype=np.uint32).reshape(20, 30, 3).astype(np.uint8)
@@ -171,6 +172,27 @@ def test_wide_integers_are_scaled_by_the_smallest_usual_range():
 def test_lab_becomes_rgb():
     lab = Image.new("LAB", (4, 4), (255, 128, 128))  # white
     assert read_image(encoded(lab, "TIFF")).min() > 245
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I", "F"]
+)
+def test_bands_do_not_show(mode, orientation, monkeypatch):
+    wide = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+    if mode in wide:  # of a range that no band has
+        image = Image.fromarray((RAMP[..., 0] * 200.0 - 99 * (mode != "I;16")).astype(wide[mode]))
+    elif mode == "LAB":
+        image = Image.frombytes("LAB", (30, 20), RAMP.tobytes())
+    else:
+        image = Image.fromarray(RAMP).convert("RGBA").convert(mode)
+    if mode == "L":
+        image.info["icc_profile"] = linear_grey_profile()
+    kind = "TIFF" if mode in ("LAB", "CMYK", "I", "F", "PA") else "PNG"
+    data = encoded(image, kind, exif=oriented(orientation))
+    whole = read_image(data)
+    monkeypatch.setattr(colour, "_BAND_PIXELS", 100)
+    assert (read_image(data) == whole).all()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
