@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 
 from .build_progress import SHARE_DONE
 from .engine import store_errors
-from .ledger import DEAD, FREE
+from .ledger import FREE, STATE
 
 # Reasons are texts for people; these are their beginnings, as few as an alert can be about. The
 # first that fits counts.
@@ -155,7 +155,7 @@ SELECT o.root AS source, s.name AS spec, coalesce(w.images, 0) AS waiting,
   JOIN patchstore.feature_spec s ON s.id = ran.spec_id
   LEFT JOIN waiting w USING (source_id, spec_id)
  CROSS JOIN LATERAL (
-    SELECT CASE WHEN {DEAD} THEN 'crashed' ELSE state END AS state, started_at
+    SELECT {STATE} AS state, started_at
       FROM patchstore.ingest_run r
      WHERE r.source_id = ran.source_id AND r.spec_id = ran.spec_id ORDER BY id DESC LIMIT 1) last
   LEFT JOIN LATERAL (

@@ -29,6 +29,9 @@ DEAD = f"""
     state = 'running' AND id NOT IN ({LIVE_RUNS}) AND started_at < now() - interval '1 minute'
 """
 
+# What a run is at this moment.
+STATE = f"CASE WHEN {DEAD} THEN 'crashed' ELSE state END"
+
 # A lease that nobody holds any more.
 FREE = f"""
     state = 'leased' AND (leased_until < clock_timestamp()
@@ -77,7 +80,7 @@ def start_run(engine: Engine, source_id: int, spec: StoredSpec) -> int:
 
 
 def finish_run(engine: Engine, run_id: int, state: str, summary: str | None) -> None:
-    """Records how a run ended; `summary` is JSON."""
+    """Records how a run ended; `summary` is JSON, with the reason as `error` where it failed."""
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
@@ -235,12 +238,15 @@ def fail_image(engine: Engine, lease: Lease, reason: str) -> bool:
 
 
 def release_image(engine: Engine, lease: Lease) -> None:
-    """Gives an image back as pending, for the next run; nothing if the lease was lost."""
+    """Gives an image back as pending, for the next run; nothing if the lease was lost.
+
+    That was no attempt: nobody computed anything.
+    """
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
                 "UPDATE patchstore.extraction SET state = 'pending', leased_until = NULL, "
-                "  updated_at = now() "
+                "  attempts = attempts - 1, updated_at = now() "
                 "WHERE spec_id = :spec AND image_id = :image AND fence = :fence "
                 "  AND state = 'leased'"
             ),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, text
 
 from .engine import driver_connection, store_errors
+from .ledger import STATE
 from .specs import StoredSpec
 
 
@@ -38,7 +39,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One ingest run, as recorded."""
+    """One ingest run, as recorded; one that died is `crashed` at once.
+
+    Attributes:
+        summary: what it came to, None while it runs; of a failed one `error`, the reason.
+    """
 
     id: int
     source: str
@@ -90,8 +95,9 @@ def last_runs(engine: Engine, limit: int = 10) -> list[RunReport]:
     with store_errors(), engine.connect() as connection:
         rows = connection.execute(
             text(
-                "SELECT r.id, o.root AS source, s.name AS spec, r.state, r.started_at, "
-                "       r.finished_at, r.summary FROM patchstore.ingest_run r "
+                "SELECT r.id, o.root AS source, s.name AS spec, r.state_now AS state, "
+                "       r.started_at, r.finished_at, r.summary "
+                f"FROM (SELECT *, {STATE} AS state_now FROM patchstore.ingest_run) r "
                 "JOIN patchstore.source o ON o.id = r.source_id "
                 "JOIN patchstore.feature_spec s ON s.id = r.spec_id "
                 "ORDER BY r.id DESC LIMIT :limit"

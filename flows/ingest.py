@@ -110,8 +110,8 @@ def ingest(request: IngestRequest) -> State[Any]:
     try:
         with Heartbeat(engine, run.id, StoreSettings().lease_s):
             summary = _ingest(run, request)
-    except BaseException:
-        finish_run(engine, run.id, "failed", None)
+    except BaseException as error:
+        finish_run(engine, run.id, "failed", json.dumps({"error": _why(error)}))
         raise
     summary.seconds = round(time.monotonic() - begun, 3)
     summary.patches_per_second = round(summary.patches / summary.seconds, 1)
@@ -184,6 +184,13 @@ def _compute(run: _Run, model: "Model") -> None:
             run.tally.add(_settle(*in_flight.popleft()))
     while in_flight:
         run.tally.add(_settle(*in_flight.popleft()))
+
+
+def _why(error: BaseException) -> str:
+    """What stopped a run, in one line."""
+    if not isinstance(error, Exception):  # Ctrl-C, a signal, Prefect's cancellation
+        return "interrupted"
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> Batch:

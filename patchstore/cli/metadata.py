@@ -55,4 +55,4 @@ def metadata(
     if unknown:
         named = ", ".join(unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
         fail(f"{len(unknown)} URIs are not in the store: {named}; the other {count} are set")
-    say(f"set the metadata of {count} files")
+    say(f"files whose metadata were set: {count}")

@@ -57,6 +57,9 @@ def status(as_json: Json = False) -> None:
             for r in runs
         ),
     )
+    for run in runs:
+        if error := (run.summary or {}).get("error"):
+            out.print(f"run {run.id}: {error}", markup=False)
 
 
 def failures(spec: Spec = None, as_json: Json = False) -> None:
@@ -93,7 +96,7 @@ def retry(
         raise PatchstoreError(f"{source} was never ingested; patchstore status lists what was")
     count = retry_failed(engine, _own_name(engine, spec), root)
     then = "; run patchstore ingest FOLDER to compute them" if count else ""
-    say(f"{count} failures are pending again{then}")
+    say(f"failed images that are pending again: {count}{then}")
 
 
 def export(

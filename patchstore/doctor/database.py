@@ -190,7 +190,7 @@ def check_runs(engine: Engine) -> Iterator[Finding]:
     bad = [source for source in sources if source.state in ("failed", "crashed")]
     for source in bad:
         text = f"the last one over {source.source} ({source.spec}) has {source.state}"
-        yield warning("runs", text, "run it again; its log in Prefect says why")
+        yield warning("runs", text, "patchstore status says why; run it again")
     if not bad:
         yield ok("runs", f"none of the last runs over {len(sources)} sources failed or crashed")
 

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from db.browse import set_metadata_many
 from db.search import search
 from db.specs import StoredSpec
+from extractor.errors import WeightsError
 
 Paint = Callable[..., Path]
 KEYS = [
@@ -76,7 +77,7 @@ def test_failed_images_give_exit_code_3_and_their_reasons(
 def test_retry_makes_failed_images_due_again(command: Any, spec: StoredSpec, folder: Path) -> None:
     (folder / "broken.jpg").write_bytes(b"not a picture")
     command("ingest", folder, "--spec", "tiny")
-    assert "1 failures are pending again" in command("retry").err
+    assert "failed images that are pending again: 1;" in command("retry").err
     assert json.loads(command("status", "--json").out)["sources"][0]["pending"] == 1
 
 
@@ -342,6 +343,24 @@ def test_a_database_that_cannot_be_reached_is_one_line_without_the_password(
     assert failed.err.count("\n") == 1
     assert failed.err.startswith("error: ")
     assert "hunter2" not in failed.err
+
+
+def test_status_tells_why_a_run_failed(
+    command: Any,
+    paint: Paint,
+    folder: Path,
+    spec: StoredSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paint("a.png", 1)
+
+    def missing(_stored: object) -> Any:
+        raise WeightsError("weights gone.pth are not here")
+
+    monkeypatch.setattr("flows.models.load", missing)
+    assert command("ingest", folder, "--spec", spec.name).code == 1
+    (run,) = json.loads(command("status", "--json").out)["runs"]
+    assert f"run {run['id']}: weights gone.pth are not here\n" in command("status").out
 
 
 def test_an_empty_store_says_what_to_do_next(command: Any, store: Engine) -> None:

@@ -50,7 +50,7 @@ def test_labels_narrow_a_search(
     command("ingest", folder, "--spec", "tiny", "--precision", "float32")
     labels = tmp_path / "labels.csv"
     labels.write_text(f"uri,shelf\n{folder / '1.png'},3\n{folder / '2.png'},4\n")
-    assert command("metadata", labels).err == "set the metadata of 2 files\n"
+    assert command("metadata", labels).err == "files whose metadata were set: 2\n"
     asked = command("search", "--image", folder / "0.png", "--filter", '{"shelf": 3}', "--json")
     assert {hit["uri"] for hit in json.loads(asked.out)} == {str(folder / "1.png")}
 
@@ -101,7 +101,7 @@ def test_paths_may_be_relative_and_lines_come_from_standard_input(
     ]
     piped = "".join(json.dumps(row) + "\n\n" for row in rows)
     monkeypatch.setattr(sys, "stdin", io.StringIO(piped))
-    assert command("metadata", "-").err == "set the metadata of 2 files\n"
+    assert command("metadata", "-").err == "files whose metadata were set: 2\n"
     assert metadata() == {"0.png": {"n": 0}, "1.png": {"n": 1}, "2.png": {}}
     assert json.loads(command("metadata", "--show", "0.png").out) == {"n": 0}
     assert json.loads(command("metadata", "--show", photos / "1.png").out) == {"n": 1}

@@ -66,7 +66,7 @@ def test_the_failures_of_an_alias_are_those_of_its_spec(
     command("ingest", folder, "--spec", "tiny")
     command("spec", "promote", "tiny")
     assert "broken.jpg" in command("failures", "--spec", "live").out
-    assert "1 failures are pending again" in command("retry", "--spec", "live").err
+    assert "failed images that are pending again: 1;" in command("retry", "--spec", "live").err
     unknown = command("failures", "--spec", "typo")
     assert unknown.err == 'error: no spec named "typo"; known: live, tiny\n'
     assert "no alias any more" in command("spec", "remove", "live").err

@@ -91,9 +91,18 @@ def test_a_run_gets_an_image_at_most_once(store, spec):
 def test_images_that_were_tried_least_come_first(store, spec):
     store.scan(spec, files(3))
     (first,) = store.lease(spec, images=1)
-    ledger.release_image(store.engine, first)
-    assert [lease.uri for lease in store.lease(spec)][:2] != [first.uri]
+    ledger.reclaim(store.engine, spec, 25)
+    assert first.uri not in [lease.uri for lease in store.lease(spec, images=2)]
+    assert [lease.uri for lease in store.lease(spec)] == [first.uri]
     assert store.scalar("SELECT max(attempts) FROM patchstore.extraction") == 2
+
+
+def test_giving_an_image_back_is_no_attempt(store, spec):
+    store.scan(spec, {"a": "1"})
+    (lease,) = store.lease(spec)
+    ledger.release_image(store.engine, lease)
+    ledger.release_image(store.engine, lease)
+    assert store.scalar("SELECT attempts FROM patchstore.extraction") == 0
 
 
 def test_a_run_leases_only_what_its_source_shows_now(store, spec):
@@ -217,8 +226,15 @@ def test_a_run_that_died_is_marked_as_crashed_by_the_next(store, spec):
     store.sql("UPDATE patchstore.ingest_run SET started_at = now() - interval '1 hour'")
     with store.alive(alive):
         newest = store.run(spec)
-    runs = {run.id: run.state for run in reports.last_runs(store.engine)}
+        runs = {run.id: run.state for run in reports.last_runs(store.engine)}
     assert runs == {dead: "crashed", alive: "running", newest: "running"}
+
+
+def test_a_run_that_died_is_reported_as_crashed_before_any_other_begins(store, spec):
+    store.run(spec)
+    store.sql("UPDATE patchstore.ingest_run SET started_at = now() - interval '1 hour'")
+    (report,) = reports.last_runs(store.engine)
+    assert (report.state, report.finished_at) == ("crashed", None)
 
 
 def test_a_finished_run_keeps_its_summary(store, spec):

@@ -16,7 +16,7 @@ from PIL import Image
 from sqlalchemy import Engine, text
 
 from db.errors import TransientStoreError
-from db.reports import failures, patch_matrix, status
+from db.reports import failures, last_runs, patch_matrix, status
 from db.search import SearchOptions, search
 from db.specs import StoredSpec
 from extractor.backbone import resolve
@@ -204,7 +204,22 @@ def test_missing_weights_fail_the_run_and_lose_nothing(
     assert state.is_failed()
     (row,) = status(store)
     assert (row.found, row.pending) == (1, 1)
-    monkeypatch.undo()
+    assert last_runs(store, 1)[0].summary == {"error": "weights gone.pth are not here"}
+
+
+def test_a_run_that_is_interrupted_says_so(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+
+    def interrupt(_stored: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "load", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ingest()
+    (run,) = last_runs(store)
+    assert (run.state, run.summary) == ("failed", {"error": "interrupted"})
 
 
 def test_a_database_that_drops_every_connection_costs_no_second_forward_pass(
