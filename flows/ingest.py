@@ -99,6 +99,7 @@ def ingest(request: IngestRequest) -> State[Any]:
     ears = listener()
     ears.started()
     begun = time.monotonic()
+    ExtractorSettings()  # what it refuses is told before a long scan, and not after
     engine = connect()
     folder = FolderSource(request.source, may_be_gone=request.allow_empty)
     if folder.gone and known_source(engine, folder.root) is None:

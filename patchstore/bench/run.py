@@ -118,9 +118,13 @@ def measure(
     def attempt(to: list[Row], what: str, case: Callable[..., Row], *arguments: object) -> None:
         say(f"measuring {what}")
         try:
-            to.append(case(*arguments))
+            row = case(*arguments)
         except CaseFailed as error:
             bench.missing.append(f"{what}: {error}")
+            say("  not measured, the report says why")
+        else:
+            to.append(row)
+            say(f"  {row.rate:,.1f} patches/s")
 
     def measure_plain(what: str) -> None:
         if "bare" in wanted:

@@ -207,6 +207,16 @@ def test_missing_weights_fail_the_run_and_lose_nothing(
     assert last_runs(store, 1)[0].summary == {"error": "weights gone.pth are not here"}
 
 
+def test_a_setting_that_cannot_be_read_is_told_before_the_folder_is(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    monkeypatch.setenv("PATCHSTORE_BATCH_SIZE", "many")
+    state, _summary = ingest()
+    assert state.is_failed()
+    assert status(store) == []
+
+
 def test_a_run_that_is_interrupted_says_so(
     ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
