@@ -509,7 +509,7 @@ def test_stored_pictures_are_found_by_how_their_name_begins(page: Page, shop: Sh
     page.get_by_label("Beginning with").fill(str(shop.folder / "1"))
     expect(stored).to_have_count(1)
     page.get_by_label("Beginning with").fill("/nowhere")
-    expect(page.get_by_text("No stored picture's name begins with /nowhere")).to_be_visible()
+    expect(page.get_by_text("No stored picture's path begins with /nowhere")).to_be_visible()
 
 
 def test_a_hostile_file_name_is_text(page: Page) -> None:

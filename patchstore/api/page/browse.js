@@ -67,6 +67,6 @@ function item(image, linkTo) {
 }
 
 function nothing(prefix) {
-  if (prefix) return `No stored picture's name begins with ${prefix}`;
+  if (prefix) return `No stored picture's path begins with ${prefix}`;
   return "The store holds no pictures yet. Add some with: patchstore ingest FOLDER";
 }
