@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .models import Model
 
 STEPS = 3
+FIRST_IMAGES = 8  # of the first batch, for which the device waits
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,21 @@ def _compute_pending(run: _Run, summary: Summary, pending: int, precision: Preci
 def _compute(run: _Run, model: "Model") -> None:
     """Keeps a window of batches in flight: while one is computed, others are read and written."""
     settings = FlowSettings()
-    limits = LeaseLimits(settings.batch_images, settings.batch_pixels, StoreSettings().lease_s)
+    term_s = StoreSettings().lease_s
     spec = FeatureSpec.model_validate(run.stored.recipe)
     max_pixels = ExtractorSettings().max_pixels
     in_flight: deque[tuple[Batch, list[PrefectFuture[int]]]] = deque()
     number = 0
-    while leases := lease_images(run.engine, run.stored, run.source_id, run.id, limits):
+    images = min(FIRST_IMAGES, settings.batch_images)
+    while leases := lease_images(
+        run.engine,
+        run.stored,
+        run.source_id,
+        run.id,
+        LeaseLimits(images, settings.batch_pixels, term_s),
+    ):
         number += 1
+        images = run.tally.next_batch(images, settings.batch_images)
         batch = Batch(number, leases)
         read = extract_patches.submit(batch, run.folder, spec, max_pixels, return_state=False)
         computed = compute_features.submit(

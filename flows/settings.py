@@ -9,7 +9,7 @@ class FlowSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PATCHSTORE_", env_file=".env", extra="ignore")
 
-    batch_images: int = Field(64, ge=1, description="Images that one task run handles at most.")
+    batch_images: int = Field(512, ge=1, description="Images that one task run handles at most.")
     batch_pixels: int = Field(
         64_000_000, ge=1, description="Decoded pixels that one task run holds at most."
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .batch import Batch
 
 
+BATCH_S = 10.0  # of work in one batch, at most
 # A batch is `compute`d for as long as it waits for the device and has it.
 STAGES = ("scan", "load", "read", "wait", "forward", "write", "index")
 
@@ -97,6 +98,15 @@ class Tally:
         self.patches += batch.patches
         self.clock.add(batch.clock)
         self.computed.append((batch.computed_at - self._begun, batch.patches))
+
+    def next_batch(self, last: int, most: int) -> int:
+        """How many images the next batch is of: twice as many as the last, up to `BATCH_S` of work.
+
+        A batch costs Prefect and the database the same whatever it holds, and a run that is killed
+        loses what it had on its way.
+        """
+        within = self.images / self.elapsed_s * BATCH_S if self.images else most
+        return max(last, min(2 * last, int(within), most))
 
     def finish_computing(self, device: Clock) -> float:
         """Counts what the device was at; returns its share of the time since computing began."""

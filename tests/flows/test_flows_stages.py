@@ -54,6 +54,20 @@ def test_what_a_batch_waits_for_the_device_is_no_forward_pass() -> None:
     assert {"wait": 2.0, "forward": 5.0}.items() <= tally.stage_seconds().items()
 
 
+def test_batches_double_up_to_ten_seconds_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(stages.time, "monotonic", lambda: now)
+    tally = Tally()
+    assert tally.next_batch(8, 512) == 16  # nothing is known yet
+    assert tally.next_batch(8, 12) == 12
+    now = 2.0
+    tally.add(batch_of(8, 72, 2.0))  # 4 images a second
+    assert tally.next_batch(16, 512) == 32
+    assert tally.next_batch(32, 512) == 40
+    now = 20.0  # the first may have waited for the check of precisions: never fewer
+    assert tally.next_batch(40, 512) == 40
+
+
 def test_every_stage_is_told_also_by_a_run_that_computes_nothing() -> None:
     assert tuple(Tally().stage_seconds()) == STAGES
     assert not any(Tally().stage_seconds().values())
