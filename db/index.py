@@ -35,6 +35,11 @@ def index_name(spec: StoredSpec) -> str:
     return f"patch_feature_s{spec.id}_hnsw"
 
 
+def _new_name(spec: StoredSpec) -> str:
+    """Of an index that is to take the place of the one that stands."""
+    return f"{index_name(spec)}_ccnew"
+
+
 def count_rows(engine: Engine, spec: StoredSpec) -> int:
     """How many patches the ledger says the spec has; reads no vector."""
     with store_errors(), engine.connect() as connection:
@@ -56,6 +61,19 @@ def is_indexed(engine: Engine, spec: StoredSpec) -> bool:
                 text("SELECT patchstore.is_indexed(:spec)"), {"spec": spec.id}
             ).scalar_one()
         )
+
+
+def is_outgrown(engine: Engine, spec: StoredSpec) -> bool:
+    """Whether an index was built for so few rows that no search reaches all of today's."""
+    with store_errors(), engine.connect() as connection:
+        options = connection.execute(
+            text("SELECT reloptions FROM pg_class WHERE oid = to_regclass(:name)"),
+            {"name": f"patchstore.{index_name(spec)}"},
+        ).scalar()
+    if options is None:
+        return False
+    width = dict(option.split("=") for option in options).get("ef_construction", 0)
+    return int(width) < _ef_construction(count_rows(engine, spec))
 
 
 def build_index(
@@ -100,11 +118,15 @@ def build_index(
 def index_definition(spec: StoredSpec, rows: int) -> str:
     """What follows the name in CREATE INDEX, for an index that is built over so many rows.
 
-    It keeps these settings: for rows that are added later, and when it is rebuilt.
+    It keeps these settings for rows that are added later, until it is rebuilt.
     """
-    width = EF_CONSTRUCTION if rows < MANY_ROWS else EF_CONSTRUCTION_OF_MANY
     key = spec.metric.index_key(spec.dim)
+    width = _ef_construction(rows)
     return f"ON {spec.partition} USING hnsw ({key}) WITH (m = {M}, ef_construction = {width})"
+
+
+def _ef_construction(rows: int) -> int:
+    return EF_CONSTRUCTION if rows < MANY_ROWS else EF_CONSTRUCTION_OF_MANY
 
 
 def rebuild_index(
@@ -116,7 +138,8 @@ def rebuild_index(
 ) -> bool:
     """Builds the index anew beside the old one, which answers until then; then vacuums.
 
-    Idempotent and killable: what a killed call left behind is dropped first.
+    No REINDEX, which would keep what the old one was built with. Idempotent and killable: what a
+    killed call left behind is finished or dropped first.
 
     Returns:
         False where there is no index, or another process is building it.
@@ -125,15 +148,20 @@ def rebuild_index(
         if connection is None or not is_indexed(engine, spec):
             return False
         _drop_leftovers(connection, spec)
-        rebuild = f"REINDEX INDEX CONCURRENTLY patchstore.{index_name(spec)}"
-        _build(engine, connection, spec, rebuild, memory_mb, on_progress)
+        definition = index_definition(spec, count_rows(engine, spec))
+        create = f"CREATE INDEX CONCURRENTLY {_new_name(spec)} {definition}"
+        _build(engine, connection, spec, create, memory_mb, on_progress)
+        _put_in_place(connection, spec)
         # In this order: of the new index there is next to nothing to vacuum.
         connection.execute(text(f"VACUUM (ANALYZE) {spec.partition}"))
     return True
 
 
 def drop_leftovers(engine: Engine, spec: StoredSpec) -> int:
-    """Drops what killed builds left, which every write would go on maintaining; how many."""
+    """Drops what killed builds left, which every write would go on maintaining; how many.
+
+    A new index that stands, but was not yet put in the old one's place, is.
+    """
     with _locked(engine, spec) as connection:
         return 0 if connection is None else _drop_leftovers(connection, spec)
 
@@ -238,6 +266,27 @@ def _rows_deleted(connection: Connection, spec: StoredSpec) -> int:
     return int(counted or 0)
 
 
+def _put_in_place(connection: Connection, spec: StoredSpec) -> int:
+    """Drops the old index where a new one stands, and gives that its name; how many were dropped.
+
+    Searches take either in between.
+    """
+    new = connection.execute(
+        text("SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(:name) AND indisvalid"),
+        {"name": f"patchstore.{_new_name(spec)}"},
+    ).scalar()
+    if new is None:
+        return 0
+    old = connection.execute(
+        text("SELECT count(to_regclass(:name))"), {"name": f"patchstore.{index_name(spec)}"}
+    ).scalar_one()
+    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS patchstore.{index_name(spec)}"))
+    connection.execute(
+        text(f"ALTER INDEX patchstore.{_new_name(spec)} RENAME TO {index_name(spec)}")
+    )
+    return int(old)
+
+
 def _drop_leftovers(connection: Connection, spec: StoredSpec) -> int:
     """Drops half-built indexes. Only killed builds have left them: nobody else holds the lock."""
     names = connection.execute(
@@ -252,4 +301,4 @@ def _drop_leftovers(connection: Connection, spec: StoredSpec) -> int:
     leftovers = list(names)
     for name in leftovers:
         connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
-    return len(leftovers)
+    return len(leftovers) + _put_in_place(connection, spec)

@@ -1,17 +1,28 @@
 """The index of a spec as the settings ask for it, for the flows that keep one."""
 
+import logging
+
 from sqlalchemy import Engine
 
-from db.index import build_index, rebuild_index
+from db.index import build_index, is_outgrown, rebuild_index
 from db.settings import StoreSettings
 from db.specs import StoredSpec
 
 from .progress import listener
 
+logger = logging.getLogger(__name__)
+
 
 def keep_index(engine: Engine, stored: StoredSpec) -> bool:
     """Builds the index where it is due and missing; True if it was built now."""
     settings = StoreSettings()
+    if is_outgrown(engine, stored):
+        logger.warning(
+            "the index of %s was built for fewer rows, and searches may miss some of today's; "
+            "run: patchstore reindex --spec %s --if-needed",
+            stored.name,
+            stored.name,
+        )
     return build_index(
         engine,
         stored,

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Engine
 
 from db.catalog import list_sources, queue_known
-from db.index import churn, drop_leftovers, is_indexed
+from db.index import churn, drop_leftovers, is_indexed, is_outgrown
 from db.prune import prune as prune_store
 from db.prune import prune_records
 from db.reports import SourceStatus, status
@@ -36,7 +36,9 @@ class ReindexRequest(BaseModel):
 
     spec: str = Field("default", description="Name or alias of a spec.")
     if_needed: bool = Field(
-        True, description="Only where more rows were replaced than PATCHSTORE_REINDEX_CHURN says."
+        True,
+        description="Only where more rows were replaced than PATCHSTORE_REINDEX_CHURN says, or "
+        "where it was built for far fewer.",
     )
 
 
@@ -56,13 +58,15 @@ class ReindexReport:
     Attributes:
         churn: rows deleted since it was built, as a share of all; None where there was none.
         outcome: `rebuilt`, `built`, `not needed`, or `busy`: another process is at it.
-        leftovers: half-built indexes of killed runs, now dropped.
+        leftovers: indexes that killed runs left half-built or did not put away, now dropped.
+        outgrown: it had been built for far fewer rows.
     """
 
     spec: str
     churn: float | None
     outcome: str
     leftovers: int
+    outgrown: bool = False
     seconds: float = 0.0
 
 
@@ -111,11 +115,11 @@ def _reindex(engine: Engine, stored: StoredSpec, *, only_if_needed: bool) -> Rei
     if not is_indexed(engine, stored):
         built = keep_index(engine, stored)
         return ReindexReport(stored.name, None, "built" if built else "not needed", leftovers)
-    share = churn(engine, stored)
-    if only_if_needed and share <= StoreSettings().reindex_churn:
+    share, outgrown = churn(engine, stored), is_outgrown(engine, stored)
+    if only_if_needed and not outgrown and share <= StoreSettings().reindex_churn:
         return ReindexReport(stored.name, share, "not needed", leftovers)
-    rebuilt = renew_index(engine, stored)
-    return ReindexReport(stored.name, share, "rebuilt" if rebuilt else "busy", leftovers)
+    outcome = "rebuilt" if renew_index(engine, stored) else "busy"
+    return ReindexReport(stored.name, share, outcome, leftovers, outgrown)
 
 
 @flow(name="prune", flow_run_name=lambda: named("prune"), persist_result=False)

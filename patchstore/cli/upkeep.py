@@ -64,7 +64,9 @@ def reindex(
     if_needed: Annotated[
         bool,
         typer.Option(
-            "--if-needed", help="Only where more rows were replaced than PATCHSTORE_REINDEX_CHURN."
+            "--if-needed",
+            help="Only where more rows were replaced than PATCHSTORE_REINDEX_CHURN, or where it "
+            "was built for far fewer.",
         ),
     ] = False,
 ) -> None:
@@ -77,9 +79,10 @@ def reindex(
         from flows.upkeep import reindex as flow
     report = run(flow, ReindexRequest(spec=name, if_needed=if_needed))
     churn = "" if report.churn is None else f", {report.churn:.0%} of its rows were replaced"
-    say(f"index of {name}: {report.outcome}{churn} ({report.seconds:.1f} s)")
+    outgrown = ", it had been built for far fewer rows" if report.outgrown else ""
+    say(f"index of {name}: {report.outcome}{churn}{outgrown} ({report.seconds:.1f} s)")
     if report.leftovers:
-        say(f"dropped {report.leftovers} half-built indexes of killed runs")
+        say(f"indexes that killed runs had left, now dropped: {report.leftovers}")
 
 
 def prune() -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from db import checkup
 from db.build_plan import MIB, plan_build
 from db.gauges import read_gauges
+from db.index import is_outgrown
 from db.metric import MAX_INDEXED_DIM
 from db.migrate import MINIMUM_PGVECTOR, head_revision, parse_version
 from db.settings import StoreSettings
@@ -90,15 +91,18 @@ def check_reader(engine: Engine) -> Iterator[Finding]:
 
 def check_indexes(engine: Engine) -> Iterator[Finding]:
     """That each spec has an index when it is due, and a valid one."""
-    dims = {spec.name: spec.dim for spec in list_specs(engine)}
+    stored = {spec.name: spec for spec in list_specs(engine)}
     for spec in read_gauges(engine).specs:
         name = f"index of {spec.spec}"
         if spec.invalid_indexes:
             text = f"invalid, left of a build that was stopped: {spec.invalid_indexes}"
             yield warning(name, text, "patchstore ingest FOLDER builds it anew")
-        if spec.indexed:
+        if is_outgrown(engine, stored[spec.spec]):
+            text = f"built for far fewer than {spec.patches} patches: searches may miss some"
+            yield warning(name, text, f"patchstore reindex --spec {spec.spec} --if-needed")
+        elif spec.indexed:
             yield ok(name, f"{spec.patches} patches, indexes {spec.index_bytes / 1e9:.1f} GB")
-        elif _is_due(spec.patches, dims[spec.spec]):
+        elif _is_due(spec.patches, stored[spec.spec].dim):
             text = f"none over {spec.patches} patches: every search compares with all of them"
             yield warning(name, text, "patchstore ingest FOLDER builds it")
         else:

@@ -14,8 +14,10 @@ from db.index import (
     churn,
     count_rows,
     drop_leftovers,
+    index_definition,
     index_name,
     is_indexed,
+    is_outgrown,
     rebuild_index,
 )
 from db.metric import METRICS
@@ -37,6 +39,10 @@ def oid(store, spec):
     return store.scalar("SELECT to_regclass(:name)::oid", name=f"patchstore.{index_name(spec)}")
 
 
+def options(store, spec):
+    return store.scalar("SELECT reloptions FROM pg_class WHERE oid = :oid", oid=oid(store, spec))
+
+
 def test_it_is_built_once(store, spec):
     assert build(store, spec)
     first = oid(store, spec)
@@ -55,8 +61,7 @@ def test_up_to_the_threshold_none_is_built(store, spec):
 def test_the_graph_of_many_rows_weighs_more_candidates(many, width, store, spec, monkeypatch):
     monkeypatch.setattr(index, "MANY_ROWS", many)
     assert build(store, spec)
-    options = "SELECT reloptions FROM pg_class WHERE oid = :oid"
-    assert f"ef_construction={width}" in store.scalar(options, oid=oid(store, spec))
+    assert f"ef_construction={width}" in options(store, spec)
 
 
 def test_vectors_too_long_to_index_are_searched_exactly(store):
@@ -214,6 +219,42 @@ def test_a_rebuilt_index_is_another_one_under_the_same_name(store, spec):
     assert is_indexed(store.engine, spec)
     assert oid(store, spec) != first
     assert len(search(store.engine, spec, store.vectors(1)[0], SearchOptions(200)).hits) == 200
+
+
+def test_an_index_that_its_store_has_outgrown_is_rebuilt_for_as_many_rows(
+    store, spec, monkeypatch
+):
+    assert not is_outgrown(store.engine, spec)  # there is none
+    build(store, spec)
+    assert not is_outgrown(store.engine, spec)
+    monkeypatch.setattr(index, "MANY_ROWS", 200)
+    assert is_outgrown(store.engine, spec)
+    assert rebuild(store, spec)
+    assert "ef_construction=400" in options(store, spec)
+    assert not is_outgrown(store.engine, spec)
+
+
+def test_an_index_built_for_more_rows_than_there_are_is_not_outgrown(store, spec, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "MANY_ROWS", 200)
+        build(store, spec)
+    assert not is_outgrown(store.engine, spec)
+
+
+@pytest.mark.parametrize(("old_is_gone", "dropped"), [(False, 1), (True, 0)])
+def test_a_new_index_that_a_killed_rebuild_left_takes_its_place(
+    store, spec, admin, old_is_gone, dropped
+):
+    build(store, spec)
+    new = f"{index_name(spec)}_ccnew"
+    admin.execute(f"CREATE INDEX {new} {index_definition(spec, 200)}")
+    if old_is_gone:
+        admin.execute(f"DROP INDEX patchstore.{index_name(spec)}")
+    left = store.scalar(f"SELECT 'patchstore.{new}'::regclass::oid")
+    assert is_indexed(store.engine, spec)
+    assert drop_leftovers(store.engine, spec) == dropped
+    assert oid(store, spec) == left
+    assert store.scalar(f"SELECT to_regclass('patchstore.{new}')") is None
 
 
 def test_what_is_not_there_is_not_rebuilt(store, spec):

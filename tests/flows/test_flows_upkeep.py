@@ -169,6 +169,9 @@ def test_reindex_builds_what_is_missing_and_rebuilds_what_has_churned(
     assert outcome() == "rebuilt"
     assert outcome() == "not needed"
     assert outcome(if_needed=False) == "rebuilt"
+    monkeypatch.setattr("db.index.MANY_ROWS", 1)
+    assert outcome() == "rebuilt"
+    assert outcome() == "not needed"
     assert is_indexed(store, spec)
 
 
