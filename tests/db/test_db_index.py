@@ -221,9 +221,7 @@ def test_a_rebuilt_index_is_another_one_under_the_same_name(store, spec):
     assert len(search(store.engine, spec, store.vectors(1)[0], SearchOptions(200)).hits) == 200
 
 
-def test_an_index_that_its_store_has_outgrown_is_rebuilt_for_as_many_rows(
-    store, spec, monkeypatch
-):
+def test_an_index_that_its_store_has_outgrown_is_rebuilt_for_as_many_rows(store, spec, monkeypatch):
     assert not is_outgrown(store.engine, spec)  # there is none
     build(store, spec)
     assert not is_outgrown(store.engine, spec)
