@@ -205,7 +205,7 @@ def set_metadata_many(
             try:
                 known |= _set_chunk(engine, chunk, merge)
                 break
-            except TransientStoreError:  # a scan locks the same rows in an order of its own
+            except TransientStoreError:  # a connection that broke, a lock that took too long
                 if not attempts_left:
                     raise
     return [uri for uri in uris if uri not in known]

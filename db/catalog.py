@@ -103,13 +103,8 @@ def known_files(engine: Engine, source_id: int, uris: Sequence[str]) -> dict[str
 def touch_unchanged(engine: Engine, source_id: int, uris: Sequence[str]) -> None:
     """Records that these were seen again as they were."""
     with store_errors(), engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE patchstore.image_location SET last_seen = clock_timestamp() "
-                "WHERE source_id = :source AND uri = ANY (:uris)"
-            ),
-            {"source": source_id, "uris": list(uris)},
-        )
+        _take_turns(connection, source_id)
+        connection.execute(text(_TOUCH), {"source": source_id, "uris": list(uris)})
 
 
 def record_files(
@@ -126,9 +121,8 @@ def record_files(
     A new content under a known URI keeps the old one as `previous`, so that searches go on showing
     it until the new one is done.
     """
-    files = sorted(files, key=lambda file: file.uri)  # one order of locks for all scans
     with store_errors(), engine.begin() as connection:
-        _keep_prune_out(connection)
+        _take_turns(connection, source_id)
         _insert_images(connection, files)
         rows = connection.execute(text(_RECORD), _arrays(source_id, started, files)).all()
         affected = sorted({i for r in rows for i in r.affected if i is not None})
@@ -163,7 +157,7 @@ def finish_scan(
         complete: False where some folder could not be listed; then nothing is marked.
     """
     with store_errors(), engine.begin() as connection:
-        _keep_prune_out(connection)
+        _take_turns(connection, source_id)
         connection.execute(text(_QUEUE), {"spec": spec.id, "sources": [source_id]})
         if not complete:
             return 0
@@ -216,6 +210,15 @@ def _keep_prune_out(connection: Connection) -> None:
     connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({PRUNE_LOCK})"))
 
 
+def _take_turns(connection: Connection, source_id: int) -> None:
+    """Keeps other scans of the source out: each compares with what the one before has recorded."""
+    _keep_prune_out(connection)
+    connection.execute(
+        text("SELECT FROM patchstore.source WHERE id = :source FOR NO KEY UPDATE"),
+        {"source": source_id},
+    )
+
+
 def _insert_images(connection: Connection, files: Sequence[SeenFile]) -> None:
     contents = {f.sha256: f for f in files if f.sha256 is not None}
     connection.execute(
@@ -260,19 +263,35 @@ def _mark_vanished(connection: Connection, source_id: int, started: datetime) ->
     return sum(not r.moved for r in rows)
 
 
+# Everybody who locks many locations does so in this order, that of the metadata's.
+IN_ORDER = 'ORDER BY uri COLLATE "C", id FOR NO KEY UPDATE'
+
+_TOUCH = f"""
+UPDATE patchstore.image_location l SET last_seen = clock_timestamp()
+  FROM (SELECT id FROM patchstore.image_location
+         WHERE source_id = :source AND uri = ANY (:uris) {IN_ORDER}) seen
+ WHERE l.id = seen.id
+"""
+
 # A content counts as known (moved) where some location had it before this scan. All parts of one
-# statement see the same snapshot: `old` is what was there before the upsert.
+# statement see the same snapshot: `old` is what was there before the upsert. What it showed becomes
+# the previous content, but not where the one before serves every spec that it does, and more.
 _RECORD = """
 WITH file AS MATERIALIZED (
     SELECT f.uri, f.size, f.mark, f.error, i.id AS image_id
       FROM jsonb_to_recordset(CAST(:files AS jsonb))
            AS f(uri text, size bigint, mark text, sha256 text, error text)
-      LEFT JOIN patchstore.image i ON i.sha256 = decode(f.sha256, 'hex')
-     ORDER BY f.uri),
+      LEFT JOIN patchstore.image i ON i.sha256 = decode(f.sha256, 'hex')),
+done AS NOT MATERIALIZED (
+    SELECT image_id, spec_id FROM patchstore.extraction WHERE state = 'done'),
 old AS MATERIALIZED (
     SELECT l.uri, l.image_id, l.previous_image_id AS before, l.vanished_at,
-           EXISTS (SELECT FROM patchstore.extraction e
-                    WHERE e.image_id = l.image_id AND e.state = 'done') AS shown
+           EXISTS (SELECT FROM done WHERE done.image_id = l.image_id) AND NOT (
+               EXISTS (SELECT FROM done b WHERE b.image_id = l.previous_image_id AND NOT EXISTS (
+                   SELECT FROM done n WHERE n.image_id = l.image_id AND n.spec_id = b.spec_id))
+               AND NOT EXISTS (SELECT FROM done n WHERE n.image_id = l.image_id AND NOT EXISTS (
+                   SELECT FROM done b
+                    WHERE b.image_id = l.previous_image_id AND b.spec_id = n.spec_id))) AS shown
       FROM patchstore.image_location l JOIN file USING (uri) WHERE l.source_id = :source),
 seen AS MATERIALIZED (
     SELECT file.*, old.image_id AS old_image_id, old.before,
@@ -291,7 +310,7 @@ stored AS (
     INSERT INTO patchstore.image_location AS l
            (source_id, uri, size_bytes, mark, image_id, previous_image_id, error, last_seen)
     SELECT :source, uri, size, mark, image_id, previous_image_id, error, clock_timestamp()
-      FROM seen ORDER BY uri
+      FROM seen ORDER BY uri COLLATE "C"
     ON CONFLICT (source_id, hashtextextended(uri, 0), hashtextextended(uri, 1)) DO UPDATE SET
         size_bytes = excluded.size_bytes, mark = excluded.mark, image_id = excluded.image_id,
         previous_image_id = excluded.previous_image_id, error = excluded.error,
@@ -309,9 +328,11 @@ SELECT DISTINCT CAST(:spec AS integer), l.image_id
  ORDER BY 2 ON CONFLICT DO NOTHING
 """
 
-_VANISH = """
+_VANISH = f"""
 UPDATE patchstore.image_location l SET vanished_at = clock_timestamp()
- WHERE l.source_id = :source AND l.vanished_at IS NULL AND l.last_seen < :started
+  FROM (SELECT id FROM patchstore.image_location
+         WHERE source_id = :source AND vanished_at IS NULL AND last_seen < :started {IN_ORDER}) gone
+ WHERE l.id = gone.id
 RETURNING l.image_id, l.previous_image_id, EXISTS (
     SELECT FROM patchstore.image_location n
      WHERE n.source_id = :source AND n.image_id = l.image_id AND n.first_seen >= :started) AS moved

@@ -290,18 +290,38 @@ def lock_images(connection: Connection, image_ids: Sequence[int]) -> list[int]:
 
     Everybody who changes rows takes these locks first and in this order, that of
     `patchstore.refresh_visibility`: whoever took one later could meet another going the other way.
+    A scan that commits while they are waited for may have let these images replace others: then
+    they are let go, and taken again with those.
     """
-    locked = connection.execute(
+    wanted = {*image_ids, *_replaced(connection, image_ids)}
+    while True:
+        savepoint = connection.begin_nested()
+        locked = connection.execute(
+            text(
+                "SELECT image_id FROM patchstore.extraction WHERE image_id = ANY (:images) "
+                "ORDER BY image_id, spec_id FOR UPDATE"
+            ),
+            {"images": list(wanted)},
+        ).scalars()
+        found = sorted(set(locked))
+        now = _replaced(connection, image_ids)
+        if now <= wanted:
+            savepoint.commit()
+            return found
+        savepoint.rollback()
+        wanted |= now
+
+
+def _replaced(connection: Connection, image_ids: Sequence[int]) -> set[int]:
+    """What searches may show instead of these images until they are done."""
+    rows = connection.execute(
         text(
-            "SELECT image_id FROM patchstore.extraction WHERE image_id = ANY (array("
-            "  SELECT unnest(CAST(:images AS bigint[])) UNION "
-            "  SELECT previous_image_id FROM patchstore.image_location"
-            "   WHERE image_id = ANY (:images) AND previous_image_id IS NOT NULL)) "
-            "ORDER BY image_id, spec_id FOR UPDATE"
+            "SELECT DISTINCT previous_image_id FROM patchstore.image_location "
+            "WHERE image_id = ANY (:images) AND previous_image_id IS NOT NULL"
         ),
         {"images": list(image_ids)},
     )
-    return sorted(set(locked.scalars()))
+    return set(rows.scalars())
 
 
 def refresh_visibility(connection: Connection, image_ids: Sequence[int]) -> None:

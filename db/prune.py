@@ -3,10 +3,10 @@
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from .catalog import PRUNE_LOCK
+from .catalog import IN_ORDER, PRUNE_LOCK
 from .engine import store_errors
 from .errors import SpecInUse
-from .ledger import LIVE_RUNS
+from .ledger import LIVE_RUNS, lock_images
 from .specs import StoredSpec, lock_names
 
 IMAGES = 1_000  # that one transaction deletes: scans wait for it
@@ -74,10 +74,10 @@ def remove_spec(engine: Engine, spec: StoredSpec) -> int:
 def _forget_vanished(engine: Engine) -> int:
     with store_errors(), engine.begin() as connection:
         _keep_scans_out(connection)
+        # Somebody may be about to show them again.
+        lock_images(connection, list(connection.execute(text(_HIDDEN_PREVIOUS)).scalars()))
         connection.execute(text(_FORGET_PREVIOUS))
-        return connection.execute(
-            text("DELETE FROM patchstore.image_location WHERE vanished_at IS NOT NULL")
-        ).rowcount
+        return connection.execute(text(_FORGET_VANISHED)).rowcount
 
 
 def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int | None:
@@ -88,6 +88,7 @@ def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int |
         images = list(found.scalars())
         if not images:
             return None
+        lock_images(connection, images)
         for name, statement in _PRUNE.items():
             deleted[name] += connection.execute(text(statement), {"images": images}).rowcount
         return int(images[-1])
@@ -134,10 +135,22 @@ def _drop_partition(connection: Connection, spec: StoredSpec) -> None:
                 raise
 
 
-_FORGET_PREVIOUS = """
+_HIDDEN = """
+    FROM patchstore.image_location WHERE previous_image_id IS NOT NULL AND NOT EXISTS (
+        SELECT FROM patchstore.extraction e WHERE e.image_id = previous_image_id AND e.visible)
+"""
+
+_HIDDEN_PREVIOUS = f"SELECT DISTINCT previous_image_id {_HIDDEN}"
+
+_FORGET_PREVIOUS = f"""
 UPDATE patchstore.image_location l SET previous_image_id = NULL
- WHERE l.previous_image_id IS NOT NULL AND NOT EXISTS (
-    SELECT FROM patchstore.extraction e WHERE e.image_id = l.previous_image_id AND e.visible)
+  FROM (SELECT id {_HIDDEN} {IN_ORDER}) hidden WHERE l.id = hidden.id
+"""
+
+_FORGET_VANISHED = f"""
+DELETE FROM patchstore.image_location l
+ USING (SELECT id FROM patchstore.image_location WHERE vanished_at IS NOT NULL {IN_ORDER}) gone
+ WHERE l.id = gone.id
 """
 
 _NEXT = f"""
