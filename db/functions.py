@@ -1,7 +1,7 @@
 """What every migration that makes SQL functions does before and after."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import Connection
 
@@ -19,7 +19,7 @@ DECLARE
          WHERE e.extname = 'vector');
 BEGIN
     FOR f IN SELECT p.oid::regprocedure FROM pg_proc p
-              WHERE p.pronamespace = 'patchstore'::regnamespace
+              WHERE p.pronamespace = 'patchstore'::regnamespace AND {which}
     LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp',
                        f, extension_schema);
@@ -50,9 +50,13 @@ def find_extension(driver: "Connection[Any]") -> None:
     driver.execute(_FIND_EXTENSION)
 
 
-def pin_search_path(driver: "Connection[Any]") -> None:
-    """Lets all functions find pgvector's operators whatever the caller's search_path is."""
-    driver.execute(_PIN_SEARCH_PATH)
+def pin_search_path(driver: "Connection[Any]", name: LiteralString | None = None) -> None:
+    """Lets functions find pgvector's operators whatever the caller's search_path is.
+
+    All, or those of a name: one that others call has no need of it, and each setting takes time.
+    """
+    which: LiteralString = "true" if name is None else f"p.proname = '{name}'"
+    driver.execute(_PIN_SEARCH_PATH.replace("{which}", which))
 
 
 def grant_functions(driver: "Connection[Any]") -> None:

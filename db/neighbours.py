@@ -243,6 +243,7 @@ SELECT q.id, n.* FROM q CROSS JOIN LATERAL (
            AND (SELECT e.visible FROM patchstore.extraction e
                  WHERE e.spec_id = {spec} AND e.image_id = p.image_id)
          ORDER BY {order} LIMIT {pool}) candidate
+     WHERE distance < 'NaN'  -- cosine: a zero vector is nobody's neighbour
      ORDER BY distance, id LIMIT {k}) n
  ORDER BY q.id, n.distance, n.id
 """

@@ -146,9 +146,10 @@ def search_many(
     return [_answer(own) for own in rows]
 
 
-def find_images(engine: Engine, uri: str) -> list[int]:
-    """The ids of the images that are shown at a URI."""
-    (found,) = _rows(engine, "SELECT patchstore.images_at(%(uri)s) AS ids", {"uri": uri})
+def find_images(engine: Engine, spec: StoredSpec, uri: str) -> list[int]:
+    """The ids of the images that are shown at a URI under a spec."""
+    statement = "SELECT patchstore.images_at(%(spec)s::integer, %(uri)s) AS ids"
+    (found,) = _rows(engine, statement, {"spec": spec.id, "uri": uri})
     return list(found.ids)
 
 
@@ -172,7 +173,7 @@ def find_patch(engine: Engine, spec: StoredSpec, image: int | str, x: int, y: in
     Raises:
         NotFound: no such image in this spec, or no patch there.
     """
-    images = [image] if isinstance(image, int) else find_images(engine, image)
+    images = [image] if isinstance(image, int) else find_images(engine, spec, image)
     name = f"image {image}" if isinstance(image, int) else image
     return _patch(
         engine,

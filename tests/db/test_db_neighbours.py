@@ -284,3 +284,13 @@ def test_vectors_without_a_direction_have_no_neighbours():
     numbers, far = nearest(matrix, np.arange(3), 2)
     assert numbers.tolist() == [[2, -1], [-1, -1], [0, -1]]
     assert np.isnan(far[1]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_store_vectors_without_a_direction_have_no_neighbours(store, kind):
+    spec = store.spec()
+    store.load(spec, {"A": np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]], np.float32)})
+    if kind == "indexed":
+        build_index(store.engine, spec, threshold=0, memory_mb=16)
+    neighbours = found(store.engine, spec, k=2)
+    assert [[row for row, _ in one] for one in neighbours] == [[2], [], [0]]

@@ -11,6 +11,7 @@ from db.engine import store_errors
 from db.errors import InvalidQuestion, NotFound, StoreError
 from db.index import build_index, is_indexed
 from db.search import SearchOptions, find_content, find_images, find_patch, search
+from db.writer import ImagePatches, replace_patches
 
 IMAGES, PATCHES, DIM = 40, 50, 16
 METRICS = ("cosine", "l2", "ip")
@@ -403,12 +404,68 @@ def test_no_patch_at_a_point_is_said_with_the_point(gallery, spec, uri, x):
         find_patch(gallery.engine, spec, uri, x, 0)
 
 
-def test_images_are_found_by_uri_and_by_content(gallery):
-    (image,) = find_images(gallery.engine, "u05")
+def by_uri(store, spec, uri, x, y):
+    """The hits of the SQL function, nearest first."""
+    return store.sql(
+        "SELECT image_id, uri, x, width FROM patchstore.similar_to_patch("
+        ":spec, CAST(:uri AS text), :x, :y)",
+        spec=spec.name,
+        uri=uri,
+        x=x,
+        y=y,
+    )
+
+
+def test_a_patch_by_uri_is_one_of_what_the_file_shows_now(store):
+    spec = store.spec()
+    store.ingest(spec, {"A": "old", "B": "old"})
+    store.scan(spec, {"A": "new", "B": "old"})
+    old = store.scalar("SELECT image_id FROM patchstore.image_location WHERE uri = 'B'")
+    assert old in find_images(store.engine, spec, "A")  # until the new one is there
+    assert by_uri(store, spec, "A", 0, 0)[0][0] == old
+    (lease,) = store.lease(spec)
+    store.write(spec, lease)
+    assert find_images(store.engine, spec, "A") == [lease.image_id]
+    assert by_uri(store, spec, "A", 0, 0)[0][:2] == (lease.image_id, "A")
+    assert find_patch(store.engine, spec, "A", 0, 0).image_id == lease.image_id
+
+
+def test_a_patch_is_the_same_by_id_and_by_uri_where_scales_share_a_corner(store):
+    spec = store.spec()
+    store.scan(spec, {"A": "a"})
+    (lease,) = store.lease(spec)
+    boxes = np.array([(0, 0, 100, 100), (0, 0, 50, 50), (100, 0, 50, 50)], np.int32)
+    scales, vectors = np.array([2, 1, 1], np.float32), np.eye(3, 4, dtype=np.float32)
+    replace_patches(store.engine, spec, [ImagePatches(lease, boxes, scales, vectors)])
+    found = find_patch(store.engine, spec, "A", 75, 75)
+    assert found.box == (0, 0, 100, 100)
+    assert by_uri(store, spec, "A", 75, 75)[0] == (lease.image_id, "A", 0, 100)
+
+
+@pytest.mark.parametrize("length", [1e-45, 1e-38, 1e-20, 1e-7, 1, 1e19, 1e20, 3e38])
+@pytest.mark.parametrize("indexed", [False, True])
+def test_by_cosine_a_query_of_any_length_has_the_same_distances(store, indexed, length):
+    spec = store.spec()
+    store.load(spec, {"A": np.eye(3, 4, dtype=np.float32)})
+    if indexed:
+        build_index(store.engine, spec, threshold=0, memory_mb=16)
+    query = np.array([length, 0, 0, 0], np.float32)
+    hits = search(store.engine, spec, query, SearchOptions(3)).hits
+    assert [hit.distance for hit in hits] == [0, 1, 1]
+    images = search(store.engine, spec, query, SearchOptions(1, by="image")).hits
+    assert [hit.distance for hit in images] == [pytest.approx(2 / 3)]
+
+
+def test_images_are_found_by_uri_and_by_content(gallery, spec):
+    (image,) = find_images(gallery.engine, spec, "u05")
     assert image == gallery.ids["u05"]
     sha256 = gallery.store.scalar("SELECT sha256 FROM patchstore.image WHERE id = :i", i=image)
     assert find_content(gallery.engine, bytes(sha256)) == [image]
-    assert find_content(gallery.engine, bytes(32)) == find_images(gallery.engine, "nowhere") == []
+    assert (
+        find_content(gallery.engine, bytes(32))
+        == find_images(gallery.engine, spec, "nowhere")
+        == []
+    )
 
 
 def test_only_the_indexed_specs_say_so(gallery):
