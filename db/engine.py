@@ -134,14 +134,23 @@ def _check_alive(
         raise InvalidatePoolError() from None
 
 
-def _register_vector(connection: "psycopg.Connection[object]", _record: object) -> None:
+def _register_vector(connection: "psycopg.Connection[tuple[object, ...]]", _record: object) -> None:
     try:
         register_vector(connection)
     except psycopg.ProgrammingError:
+        elsewhere = connection.execute(
+            "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'"
+        ).fetchone()
+        user = connection.info.user
         connection.close()  # SQLAlchemy forgets a connection that fails here
-        raise SchemaError(
-            "the database has no pgvector extension; run: patchstore db upgrade"
-        ) from None
+        if elsewhere is None:
+            reason = "the database has no pgvector extension; run: patchstore db upgrade"
+        else:
+            reason = (
+                f"pgvector is in the schema {elsewhere[0]}, which is not on the search_path of "
+                f"{user}; add it there by ALTER ROLE ... SET search_path"
+            )
+        raise SchemaError(reason) from None
 
 
 def driver_connection(connection: Connection) -> "psycopg.Connection[tuple[object, ...]]":

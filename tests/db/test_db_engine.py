@@ -143,3 +143,13 @@ def test_a_refused_statement_shows_no_parameter(engine):
     with engine.connect() as connection, pytest.raises(StoreError) as error, store_errors():
         connection.execute(statement, {"x": 0, "y": 4711})
     assert "4711" not in f"{error.value} {error.value.__cause__}"
+
+
+def test_pgvector_off_the_search_path_is_said_with_its_schema(engine, admin):
+    engine.dispose()
+    admin.execute("CREATE SCHEMA extensions; ALTER EXTENSION vector SET SCHEMA extensions")
+    with pytest.raises(SchemaError, match="in the schema extensions, which is not on the search"):
+        engine.connect()
+    admin.execute("DROP EXTENSION vector CASCADE")
+    with pytest.raises(SchemaError, match=r"no pgvector extension; run: patchstore db upgrade"):
+        engine.connect()
