@@ -97,6 +97,17 @@ def all_neighbours(
     """
     _check(options)
     report = on_progress or (lambda phase, share: None)
+    return _all_neighbours(engine, spec, options, scratch, rows, report)
+
+
+def _all_neighbours(
+    engine: Engine,
+    spec: StoredSpec,
+    options: NeighbourOptions,
+    scratch: Path | None,
+    rows: int,
+    report: OnProgress,
+) -> Generator[Neighbours, None, None]:
     with (
         store_errors(),
         engine.connect() as connection,

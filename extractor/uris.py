@@ -11,8 +11,11 @@ FILE_SCHEME = "file://"
 
 
 def absolute(path: str | Path) -> Path:
-    """The absolute path with links kept as they are named: `photos/current` stays that."""
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
+    """The absolute path with links kept as they are named: `photos/current` stays that.
+
+    `~` is a person's folder where there is such a person, and else a name as any other.
+    """
+    return Path(os.path.abspath(os.path.expanduser(path)))  # noqa: PTH100, PTH111
 
 
 def uri_of(path: Path) -> str:

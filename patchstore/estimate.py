@@ -41,6 +41,7 @@ class Plan:
     patches_per_second: float
     seconds: float
     gigabytes: float
+    unlisted: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -48,8 +49,9 @@ class Plan:
 
     def text(self) -> str:
         """The plan for a person."""
+        unlisted = "".join(f"not listed: {folder}\n" for folder in self.unlisted)
         return (
-            f"found {self.found} images: {self.new} new, {self.changed} changed, "
+            f"{unlisted}found {self.found} images: {self.new} new, {self.changed} changed, "
             f"{self.unchanged} unchanged\n"
             f"a run would compute {self.images} images (likely to fail: {self.unreadable}), "
             f"{self.patches:,} patches\n"
@@ -96,7 +98,8 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
             if seen.sha256 is not None:
                 covered.add(seen.sha256)  # another file with it costs nothing
     patches = sum(sizes)
-    rate = _measure(engine, stored, source, due, precision) if patches else 0.0
+    readable = [file for file, count in zip(due, sizes, strict=True) if count]
+    rate = _measure(engine, stored, source, readable, precision) if readable else 0.0
     rows = estimate_bytes(stored.dim, patches, index_threshold=StoreSettings().index_threshold)
     return Plan(
         **counts,
@@ -106,6 +109,7 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
         patches_per_second=round(rate, 1),
         seconds=round(patches / rate, 1) if rate else 0.0,
         gigabytes=round(rows / 1e9, 3),
+        unlisted=source.unlisted,
     )
 
 

@@ -19,19 +19,33 @@ def check_target(path: Path) -> None:
     """Raises PatchstoreError unless `path` is a file that can be written."""
     if path.suffix not in SUFFIXES:
         raise PatchstoreError(f"{path} must end in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise PatchstoreError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise PatchstoreError(f"the folder {path.parent} does not exist")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it takes that name when the block ends without an error."""
-    partial = path.with_name(path.name + ".partial")
+    """A file beside `path` to write to; it takes that name when the block ends without an error.
+
+    A device or a pipe is written to as it is.
+
+    Raises:
+        PatchstoreError: it cannot be written.
+    """
+    special = path.exists() and not path.is_file()
+    partial = path if special else path.with_name(path.name + ".partial")
     try:
         yield partial
-        partial.replace(path)
+        if not special:
+            partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise PatchstoreError(f"{path} cannot be written: {reason}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if not special:
+            partial.unlink(missing_ok=True)
 
 
 def write_matrix(engine: Engine, spec: StoredSpec, path: Path) -> int:

@@ -302,6 +302,8 @@ def parse_place(text: str) -> PlaceQuestion:
 def read_file(path: Path) -> bytes:
     """A picture's file. Raises QuestionError."""
     try:
+        if path.is_char_device() or path.is_block_device():  # some have no end
+            raise QuestionError(f"{path} is a device; give the file of a picture")
         return path.read_bytes()
     except OSError as error:
         raise QuestionError(f"{path} cannot be read: {error.strerror}") from error
@@ -317,7 +319,8 @@ def read_vector(path: Path) -> Vectors:
         raise QuestionError(f"{path} is not a .npy file with one vector") from error
     if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype.kind not in "fiu":
         raise QuestionError(f"{path} does not hold one vector of numbers, shape (D,)")
-    return np.asarray(vector, dtype=np.float32)
+    with np.errstate(over="ignore"):  # it becomes infinite, and is refused as that
+        return np.asarray(vector, dtype=np.float32)
 
 
 def read_picture(question: ImageQuestion) -> Pixels:

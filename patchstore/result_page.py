@@ -16,6 +16,7 @@ from extractor.errors import ImageError
 from extractor.images import read_image
 from extractor.uris import path_of
 
+from .export import whole_file
 from .query import Asked, Pixels
 
 SIDE = 360  # pixels of a picture on the page
@@ -62,7 +63,8 @@ def render(
 def write(path: Path, page: str) -> None:
     """Writes the page, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def _hit(rank: int, hit: Hit, metric: str) -> str:

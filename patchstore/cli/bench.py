@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .console import FAILED, print_json, say
+from .console import FAILED, fail, print_json, say
 from .spec import Backbone, Weights
 
 TERMINATED = 128 + signal.SIGTERM
@@ -101,6 +101,8 @@ def bench(
             for file in run.plots(found, pictures, plots):
                 say(f"drawn: {file}")
     print_json(asdict(found)) if as_json else print(run.report(found))
+    if not found.rows:
+        fail(f"nothing was measured: {'; '.join(found.missing)}")
     doubts = run.doubts(found)
     for doubt in doubts:
         say(f"not a figure: {doubt}")

@@ -1,8 +1,11 @@
 """What every command shares: where text goes, exit codes, errors as one line."""
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -13,6 +16,11 @@ FAILED = 1
 SOME_IMAGES_FAILED = 3
 SOMETHING_WRONG = 3
 INTERRUPTED = 130
+
+if sys.stdout is None:  # closed by whoever runs this
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # A pipe has no width: a script must find each row on one line.
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
@@ -25,9 +33,14 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(FAILED)
 
 
+def visible(text: object) -> str:
+    """A text in which control characters, which a file's name may have, are written out."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
+
 def say(line: str) -> None:
     """A line for the person, on standard error."""
-    err.print(line, markup=False)
+    err.print("\n".join(map(visible, line.split("\n"))), markup=False)
 
 
 def print_json(value: Any) -> None:
@@ -38,7 +51,7 @@ def print_json(value: Any) -> None:
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """A plain table on standard output; numbers to the right."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[visible(cell) for cell in row] for row in rows]
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")

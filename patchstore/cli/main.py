@@ -1,5 +1,7 @@
 """Puts the commands together and turns errors into one line and an exit code."""
 
+from pathlib import Path
+
 import click
 import typer
 
@@ -72,10 +74,25 @@ def main() -> None:
         raise
     except click.exceptions.Abort:
         raise SystemExit(INTERRUPTED) from None
+    except UnicodeError as error:
+        fail(_no_text(error))
     except Exception as error:
         if not is_expected(error):
             raise
         fail(causes(error))
+
+
+def _no_text(error: UnicodeError) -> str:
+    """What is not UTF-8, in words: an argument, or the settings. Raises any other error again."""
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object!r} is not UTF-8 text"
+    try:
+        Path(".env").read_text(encoding="utf-8")
+    except UnicodeError:
+        return f"{Path('.env').absolute()} is not UTF-8 text"
+    except OSError:  # there is none
+        pass
+    raise error
 
 
 def is_expected(error: BaseException) -> bool:

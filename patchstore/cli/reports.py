@@ -7,7 +7,7 @@ import typer
 
 from patchstore.errors import PatchstoreError
 
-from .console import out, print_json, print_table, say
+from .console import out, print_json, print_table, say, visible
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -59,7 +59,7 @@ def status(as_json: Json = False) -> None:
     )
     for run in runs:
         if error := (run.summary or {}).get("error"):
-            out.print(f"run {run.id}: {error}", markup=False)
+            out.print(visible(f"run {run.id}: {error}"), markup=False)
 
 
 def failures(spec: Spec = None, as_json: Json = False) -> None:
@@ -75,7 +75,7 @@ def failures(spec: Spec = None, as_json: Json = False) -> None:
     several = len({row.spec for row in rows}) > 1
     for row in rows:
         where = f" (spec {row.spec})" if several else ""
-        out.print(f"{row.uri}: {row.reason}{where}", markup=False)
+        out.print(visible(f"{row.uri}: {row.reason}{where}"), markup=False)
     if not rows:
         say("no failures")
 

@@ -148,9 +148,15 @@ def _metadata(text: str) -> dict[str, Any]:
     import json
 
     try:
-        value = json.loads(text)
-    except ValueError:
-        raise QuestionError(f"--filter {text!r} is not JSON, such as '{{\"shelf\": 3}}'") from None
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise QuestionError(
+            f"--filter {text[:100]!r} is not JSON, such as '{{\"shelf\": 3}}'"
+        ) from None
     if not isinstance(value, dict):
         raise QuestionError(f"--filter {text!r} is not a JSON object, such as '{{\"shelf\": 3}}'")
     return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

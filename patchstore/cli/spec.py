@@ -22,9 +22,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def _new_name(name: str) -> str:
     """A name that is seen in a table and can be typed. Raises PatchstoreError."""
-    if not re.fullmatch(r"\S{1,200}", name):
+    if not re.fullmatch(r"\S{1,200}", name) or not name.isprintable():
         raise PatchstoreError(
-            f"{name[:200]!r} is no name of a spec: give 1 to 200 characters without spaces"
+            f"{name[:200]!r} is no name of a spec: give 1 to 200 characters, "
+            "printable and without spaces"
         )
     return name
 

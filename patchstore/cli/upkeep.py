@@ -172,7 +172,9 @@ def describe(report: "AuditReport") -> list[str]:
         f"difference is {report.largest_difference:.1e}",
     ]
     if report.skipped:
-        lines.append(f"  {report.skipped} more could not be: their file is gone or has changed")
+        lines.append(
+            f"  {report.skipped} more could not be: their file is gone, unreadable or has changed"
+        )
     if report.orphans:
         lines.append(f"  {report.orphans} images are shown by no file: patchstore prune")
     lines += [f"wrong: {problem}" for problem in report.problems]

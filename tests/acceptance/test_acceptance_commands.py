@@ -210,6 +210,41 @@ def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
     assert command("status", "--json").out == before
 
 
+def test_a_dry_run_opens_nothing_that_is_no_file(
+    command: Any, folder: Path, spec: StoredSpec, paint: Paint
+) -> None:
+    paint("a.png", 1)
+    os.mkfifo(folder / "b.png")
+    plan = json.loads(command("ingest", folder, "--spec", "tiny", "--dry-run", "--json").out)
+    assert (plan["images"], plan["unreadable"], plan["unlisted"]) == (2, 1, [])
+
+
+def test_control_characters_in_a_name_are_written_out(
+    command: Any, folder: Path, spec: StoredSpec, paint: Paint
+) -> None:
+    picture = paint("a\nb\x1b[31m.png", 1)
+    command("ingest", folder, "--spec", "tiny", "--precision", "float32")
+    rows = command("search", "--image", picture, "-k", "2").out.splitlines()
+    assert len(rows) == 3
+    assert all(row.endswith(r"a\nb\x1b[31m.png") for row in rows[1:])
+
+
+def test_settings_that_are_no_text_are_said_with_their_file(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_bytes(b"\xff\xfe")
+    monkeypatch.chdir(tmp_path)
+    assert command("status").err == f"error: {tmp_path / '.env'} is not UTF-8 text\n"
+
+
+def test_a_file_that_cannot_be_written_is_named(command: Any, ingested: Path) -> None:
+    page = command("search", "--image", ingested / "0.png", "--html", "/dev/full")
+    assert (page.code, page.err) == (
+        1,
+        "error: /dev/full cannot be written: No space left on device\n",
+    )
+
+
 def test_a_dry_run_knows_what_a_spec_lacks_and_what_is_known_by_another_name(
     command: Any, ingested: Path, store: Engine
 ) -> None:
@@ -310,6 +345,14 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         (["spec", "add", "x", "--weights", "random:1", "--edge", "wrap"], "wrap"),
         (["spec", "add", "", "--weights", "random:1"], "'' is no name of a spec"),
         (["spec", "add", "a b\n", "--weights", "random:1"], "'a b\\n' is no name of a spec"),
+        (["spec", "add", "a\x1b[31m", "--weights", "random:1"], "'a\\x1b[31m' is no name"),
+        (["failures", "--spec", "\udcff"], "'\\udcff' is not UTF-8 text"),
+        (["ingest", "~nobody-of-this-name", "--spec", "tiny"], "~nobody-of-this-name does not"),
+        (["search", "--image", "/dev/zero"], "/dev/zero is a device"),
+        (["search", "--image", "{picture}", "--filter", '{{"a": NaN}}'], "is not JSON"),
+        (["search", "--image", "{picture}", "--filter", "[" * 5000], "is not JSON"),
+        (["search", "--image", "{picture}", "-k", "9" * 30], "expected 1 to 10000"),
+        (["neighbours", "--spec", "tiny", "--to", "n.npz", "-k", "-1"], "k is -1, expected 1"),
         (["ingest", "", "--spec", "tiny"], "the name of the folder with images is empty"),
         (["retry", "/no/such/folder"], "/no/such/folder was never ingested"),
     ],

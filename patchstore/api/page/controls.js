@@ -47,7 +47,10 @@ export function makeControls(form, changed) {
       fields.consistent.disabled = kind !== "upload";
       for (const [name, value] of Object.entries(options)) {
         if (name === "spec") {
-          if (value) fields.spec.value = value;
+          if (!value) continue;
+          const known = [...fields.spec.options].some((option) => option.value === value);
+          if (!known) fields.spec.add(new Option(value, value)); // an alias, or what the service refuses
+          fields.spec.value = value;
         } else if (typeof value === "boolean") fields[name].checked = value;
         else fields[name].value = value;
       }
