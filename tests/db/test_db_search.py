@@ -166,7 +166,7 @@ def question(gallery, statement, **values):
         (np.ones(16, np.float32), 0, "k is 0, expected 1 to 10000"),
         (np.ones(16, np.float32), -1, "k is -1"),
         (np.ones(16, np.float32), 10_001, "k is 10001"),
-        (np.ones(16, np.float32), 10**12, "out of range"),
+        (np.ones(16, np.float32), 10**12, "expected 1 to 10000"),
     ],
 )
 @pytest.mark.parametrize("by", ["patch", "image"])

@@ -632,7 +632,7 @@ def calls(world):
         "similar_to_patch('plain', 'file:///a/0.png', 0, 0, other_images => true)",
         f"similar_to_patch('indexed', {world.ids['c00']}, 0, 0)",
         f"similar_patches_many('indexed', ARRAY[{ONES}], image_ids => '{{{world.ids['c00']}}}')",
-        "images_at('file:///a/0.png')",
+        "images_at(1, 'file:///a/0.png')",
     ]
 
 
