@@ -7,6 +7,7 @@ close. The term of a lease only matters where that lock cannot be seen (a pooler
 """
 
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from .engine import store_errors
 from .specs import StoredSpec
 
 RUN_LOCK_CLASS = 0x70617463  # the first key of the advisory locks of live runs
+
+LEASE_TRIES = 50
+LEASE_WAIT_S = 0.1
 
 LIVE_RUNS = f"""
     SELECT objid::bigint::int FROM pg_locks
@@ -171,8 +175,35 @@ def lease_batch(
 ) -> list[Lease]:
     """Leases pending images of a source, least attempted first; empty when nothing is left.
 
-    A run gets an image at most once: what it could not finish waits for the next run.
+    A run gets an image at most once: what it could not finish waits for the next run. Rows that
+    somebody else has locked just now are passed over; where all are, it looks again in a moment.
     """
+    for _ in range(LEASE_TRIES):
+        leases = _lease(engine, spec, source_id, run_id, limits)
+        if leases or not _is_waiting(engine, spec, source_id, run_id):
+            return leases
+        time.sleep(LEASE_WAIT_S)
+    return []
+
+
+def _is_waiting(engine: Engine, spec: StoredSpec, source_id: int, run_id: int) -> bool:
+    with store_errors(), engine.connect() as connection:
+        found = connection.execute(
+            text(
+                "SELECT EXISTS (SELECT FROM patchstore.extraction e "
+                "  WHERE e.spec_id = :spec AND e.state = 'pending' "
+                "    AND e.run_id IS DISTINCT FROM :run AND EXISTS ("
+                "      SELECT FROM patchstore.image_location l WHERE l.image_id = e.image_id "
+                "         AND l.source_id = :source AND l.vanished_at IS NULL))"
+            ),
+            {"spec": spec.id, "source": source_id, "run": run_id},
+        )
+        return bool(found.scalar_one())
+
+
+def _lease(
+    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, limits: LeaseLimits
+) -> list[Lease]:
     with store_errors(), engine.begin() as connection:
         rows = connection.execute(
             text(
