@@ -4,6 +4,7 @@ The embedded server keeps running when the command ends, so that `psql "$(patchs
 other programs can use it; `patchstore stop` stops it.
 """
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -64,11 +65,32 @@ def program_folder() -> Path:
     return Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
 
 
+class FolderLock:
+    """Who is inside has a folder to itself, on this machine; nothing is written for it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nobody is inside yet."""
+        self.folder = folder
+        self._held: int | None = None
+
+    def __enter__(self) -> None:
+        try:
+            opened = os.open(self.folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed meanwhile: there is nothing to have
+            return
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        self._held = opened
+
+    def __exit__(self, *_raised: object) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
+
+
 def _embedded(pgdata: Path) -> Any:
     servers = _import_server()
     # Its own lock is a file in the machine's temporary folder, which belongs to its first user.
-    lock = servers.fasteners.InterProcessLock(pgdata.with_name("postgres.lock"))
-    servers.PostgresServer._lock = lock
+    servers.PostgresServer._lock = FolderLock(pgdata.parent)
     return servers.get_server(pgdata, cleanup_mode=None)
 
 
