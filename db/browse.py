@@ -8,6 +8,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, Engine, Row, text
 
+from .catalog import IN_ORDER
 from .engine import store_errors
 from .errors import NotFound, TransientStoreError
 from .search import Box
@@ -168,7 +169,7 @@ def set_metadata(engine: Engine, image_id: int, metadata: Mapping[str, Any]) -> 
         changed = connection.execute(
             text(
                 f"WITH locked AS (SELECT l.id FROM patchstore.image_location l "
-                f"  WHERE l.image_id = :image AND l.vanished_at IS NULL {_LOCK}) "
+                f"  WHERE l.image_id = :image AND l.vanished_at IS NULL {IN_ORDER}) "
                 "UPDATE patchstore.image_location l SET metadata = :metadata "
                 "FROM locked WHERE l.id = locked.id"
             ),
@@ -219,7 +220,7 @@ def _set_chunk(engine: Engine, chunk: Mapping[str, dict[str, Any]], merge: bool)
                 "WITH given AS (SELECT * FROM unnest(CAST(:uris AS text[]), "
                 "                 CAST(:metadata AS jsonb[])) AS g (uri, metadata)), "
                 "locked AS (SELECT l.id, l.uri FROM patchstore.image_location l "
-                f"  JOIN given USING (uri) {_LOCK}) "
+                f"  JOIN given USING (uri) {IN_ORDER}) "
                 f"UPDATE patchstore.image_location l SET metadata = {value} "
                 "FROM locked JOIN given USING (uri) WHERE l.id = locked.id RETURNING l.uri"
             ),
@@ -272,9 +273,6 @@ def stats(engine: Engine) -> StoreStats:
         ).one()
     return StoreStats(**whole._mapping, specs=[SpecStats(**row._mapping) for row in specs])
 
-
-# One order of locks for all who set metadata, and for a scan that records files.
-_LOCK = 'ORDER BY l.uri COLLATE "C", l.id FOR UPDATE OF l'
 
 _IMAGE = (
     "i.id AS image_id, l.uri, i.width, i.height, i.size_bytes, encode(i.sha256, 'hex') AS sha256, "

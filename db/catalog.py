@@ -263,7 +263,7 @@ def _mark_vanished(connection: Connection, source_id: int, started: datetime) ->
     return sum(not r.moved for r in rows)
 
 
-# Everybody who locks many locations does so in this order, that of the metadata's.
+# Everybody who locks many locations does so in this order: scans, prune, and who sets metadata.
 IN_ORDER = 'ORDER BY uri COLLATE "C", id FOR NO KEY UPDATE'
 
 _TOUCH = f"""

@@ -42,6 +42,13 @@ FREE = f"""
                           OR run_id IS NULL OR run_id NOT IN ({LIVE_RUNS}))
 """
 
+# What a run may lease of its source.
+WAITING = """
+    e.spec_id = :spec AND e.state = 'pending' AND e.run_id IS DISTINCT FROM :run
+    AND EXISTS (SELECT FROM patchstore.image_location l
+                 WHERE l.image_id = e.image_id AND l.source_id = :source AND l.vanished_at IS NULL)
+"""
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -189,13 +196,7 @@ def lease_batch(
 def _is_waiting(engine: Engine, spec: StoredSpec, source_id: int, run_id: int) -> bool:
     with store_errors(), engine.connect() as connection:
         found = connection.execute(
-            text(
-                "SELECT EXISTS (SELECT FROM patchstore.extraction e "
-                "  WHERE e.spec_id = :spec AND e.state = 'pending' "
-                "    AND e.run_id IS DISTINCT FROM :run AND EXISTS ("
-                "      SELECT FROM patchstore.image_location l WHERE l.image_id = e.image_id "
-                "         AND l.source_id = :source AND l.vanished_at IS NULL))"
-            ),
+            text(f"SELECT EXISTS (SELECT FROM patchstore.extraction e WHERE {WAITING})"),
             {"spec": spec.id, "source": source_id, "run": run_id},
         )
         return bool(found.scalar_one())
@@ -209,11 +210,7 @@ def _lease(
             text(
                 "WITH candidate AS ("
                 "  SELECT e.image_id, e.attempts FROM patchstore.extraction e"
-                "   WHERE e.spec_id = :spec AND e.state = 'pending'"
-                "     AND e.run_id IS DISTINCT FROM :run"
-                "     AND EXISTS (SELECT FROM patchstore.image_location l"
-                "                  WHERE l.image_id = e.image_id AND l.source_id = :source"
-                "                    AND l.vanished_at IS NULL)"
+                f"  WHERE {WAITING}"
                 "   ORDER BY e.attempts, e.image_id LIMIT :images FOR UPDATE SKIP LOCKED), "
                 "chosen AS ("
                 "  SELECT c.image_id, row_number() OVER w AS rank,"

@@ -43,6 +43,11 @@ def say(line: str) -> None:
     err.print("\n".join(map(visible, line.split("\n"))), markup=False)
 
 
+def print_line(line: str) -> None:
+    """A line on standard output."""
+    out.print(visible(line), markup=False)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")

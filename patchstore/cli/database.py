@@ -2,7 +2,7 @@
 
 import typer
 
-from .console import out, say
+from .console import print_line, say
 
 app = typer.Typer(
     help="The database: upgrade its schema, show where it and its programs are.",
@@ -28,7 +28,7 @@ def url() -> None:
     from db.server import database_url
 
     plain = database_url().set(drivername="postgresql")
-    out.print(plain.render_as_string(hide_password=False), markup=False)
+    print_line(plain.render_as_string(hide_password=False))
 
 
 @app.command("bin")
@@ -36,7 +36,7 @@ def programs() -> None:
     """Print the folder of the embedded server's programs: pg_dump, pg_restore, psql."""
     from db.server import program_folder
 
-    out.print(str(program_folder()), markup=False)
+    print_line(str(program_folder()))
 
 
 def stop() -> None:

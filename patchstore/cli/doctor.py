@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .console import FAILED, out, print_json
+from .console import FAILED, print_json, print_line
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -22,6 +22,6 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     else:
         for found in findings:
             advice = f"; {found.advice}" if found.advice else ""
-            out.print(f"{found.level:<8} {found.check}: {found.text}{advice}", markup=False)
+            print_line(f"{found.level:<8} {found.check}: {found.text}{advice}")
     if any(finding.level == "problem" for finding in findings):
         raise SystemExit(FAILED)

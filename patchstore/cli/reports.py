@@ -7,7 +7,7 @@ import typer
 
 from patchstore.errors import PatchstoreError
 
-from .console import out, print_json, print_table, say, visible
+from .console import out, print_json, print_line, print_table, say
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -59,7 +59,7 @@ def status(as_json: Json = False) -> None:
     )
     for run in runs:
         if error := (run.summary or {}).get("error"):
-            out.print(visible(f"run {run.id}: {error}"), markup=False)
+            print_line(f"run {run.id}: {error}")
 
 
 def failures(spec: Spec = None, as_json: Json = False) -> None:
@@ -75,7 +75,7 @@ def failures(spec: Spec = None, as_json: Json = False) -> None:
     several = len({row.spec for row in rows}) > 1
     for row in rows:
         where = f" (spec {row.spec})" if several else ""
-        out.print(visible(f"{row.uri}: {row.reason}{where}"), markup=False)
+        print_line(f"{row.uri}: {row.reason}{where}")
     if not rows:
         say("no failures")
 

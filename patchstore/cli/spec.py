@@ -7,7 +7,7 @@ import typer
 
 from patchstore.errors import PatchstoreError
 
-from .console import out, print_json, print_table, say
+from .console import print_json, print_line, print_table, say
 
 app = typer.Typer(
     help="Feature specs: add, list, show, promote, remove.",
@@ -141,7 +141,7 @@ def show(
     shown = fields | {"weights found at": spec.weights_source}
     width = max(map(len, shown)) + 2
     for field, value in shown.items():
-        out.print(f"{field:<{width}}{value}", markup=False)
+        print_line(f"{field:<{width}}{value}")
 
 
 @app.command()

@@ -19,6 +19,18 @@ ROOT = "file:///pictures"
 DIM = 4
 
 
+# What `refresh_visibility` keeps, said in another way: read from the files.
+EXPECTED_VISIBLE = """
+SELECT e.spec_id, e.image_id FROM patchstore.extraction e WHERE e.state = 'done' AND EXISTS (
+    SELECT FROM patchstore.image_location l
+      LEFT JOIN patchstore.extraction n ON n.spec_id = e.spec_id AND n.image_id = l.image_id
+     WHERE l.vanished_at IS NULL AND (l.image_id = e.image_id OR (
+           l.previous_image_id = e.image_id
+           AND (n.state IS NULL OR n.state IN ('pending', 'leased')))))
+ORDER BY 1, 2
+"""
+
+
 class Store:
     """What an ingest run does to a database, with contents and vectors given by hand."""
 
@@ -127,6 +139,16 @@ class Store:
     def shown(self, spec: StoredSpec) -> set[str]:
         """The URIs that searches can find."""
         return {uri for rows in reports.patch_matrix(self.engine, spec) for uri in rows.uris}
+
+    def visible(self) -> list[tuple]:
+        """Specs and images that searches show, by the ledger."""
+        return self.sql(
+            "SELECT spec_id, image_id FROM patchstore.extraction WHERE visible ORDER BY 1, 2"
+        )
+
+    def expected_visible(self) -> list[tuple]:
+        """The same, by what the files say."""
+        return self.sql(EXPECTED_VISIBLE)
 
     def shown_vectors(self, spec: StoredSpec) -> np.ndarray:
         return np.concatenate([rows.vectors for rows in reports.patch_matrix(self.engine, spec)])

@@ -10,16 +10,6 @@ from db.prune import prune
 URIS = ("a", "b", "c")
 CONTENTS = ("1", "2", "3", None)
 
-# What `refresh_visibility` keeps, said in another way: read from the files.
-EXPECTED_VISIBLE = """
-SELECT e.spec_id, e.image_id FROM patchstore.extraction e WHERE e.state = 'done' AND EXISTS (
-    SELECT FROM patchstore.image_location l
-      LEFT JOIN patchstore.extraction n ON n.spec_id = e.spec_id AND n.image_id = l.image_id
-     WHERE l.vanished_at IS NULL AND (l.image_id = e.image_id OR (
-           l.previous_image_id = e.image_id
-           AND (n.state IS NULL OR n.state IN ('pending', 'leased')))))
-ORDER BY 1, 2
-"""
 EVERYTHING = (
     "patchstore.patch_feature, patchstore.extraction, patchstore.image_location, "
     "patchstore.image, patchstore.ingest_run, patchstore.source"
@@ -115,10 +105,7 @@ class Ledger(RuleBasedStateMachine):
 
     @invariant()
     def searches_show_what_the_files_say(self):
-        visible = self.store.sql(
-            "SELECT spec_id, image_id FROM patchstore.extraction WHERE visible ORDER BY 1, 2"
-        )
-        assert visible == self.store.sql(EXPECTED_VISIBLE)
+        assert self.store.visible() == self.store.expected_visible()
         shown = set().union(*(self.store.shown(spec) for spec in self.specs))
         assert shown <= self.files.keys()
 
