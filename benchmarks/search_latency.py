@@ -1,20 +1,18 @@
 """How long questions take, asked by one client or by several at once."""
 
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from multiprocessing.synchronize import Barrier
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .clients import at_once, meet
 from .search_ways import Answer, Prepare, Question, Way
 
 WARM_UP = 50
 STRETCH = 50  # questions that all clients ask one way before they turn to the next
-PATIENCE_S = 600.0
 
 
 def latencies(
@@ -26,20 +24,8 @@ def latencies(
     each way. The ways take turns, stretch by stretch, so that what else the machine does meets all
     of them; the clients turn at the same moment, so that no way is slowed down by another.
     """
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(clients)
-    with context.Pool(clients, _join, (barrier,)) as pool:
-        tasks = [(ways, questions, number) for number in range(clients)]
-        answers = pool.starmap(_client, tasks, chunksize=1)
+    answers = at_once(_client, [(ways, questions, number) for number in range(clients)])
     return {name: np.concatenate([answer[name] for answer in answers]) for name in ways}
-
-
-_barrier: Barrier
-
-
-def _join(barrier: Barrier) -> None:
-    global _barrier
-    _barrier = barrier
 
 
 def _client(
@@ -55,7 +41,7 @@ def _client(
         order = deque(opened.items())
         for start in range(0, len(own), STRETCH):
             for name, prepare in order:
-                _barrier.wait(PATIENCE_S)
+                meet()
                 found[name] += timed(prepare, own[start : start + STRETCH])[1]
             order.rotate(-1)  # whoever is first reads from the disk what the others find in memory
     return {name: np.array(values) for name, values in found.items()}

@@ -17,7 +17,6 @@ of the folder, their shorter side brought to --side pixels.
 import argparse
 import io
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -46,6 +45,7 @@ from patchstore.api.settings import ServeSettings
 from patchstore.bench import home as homes
 from patchstore.bench.report import machine, table
 
+from .clients import at_once, meet
 from .lean_client import LeanClient
 from .search_http import PATH
 from .service import running_service
@@ -125,7 +125,7 @@ def extractor_of(url: str) -> FeatureExtractor:
     recipe = FeatureSpec.model_validate(stored.recipe)
     backbone = load_backbone(recipe, stored.weights_source)
     batch_size = ServeSettings().api_batch_size
-    return FeatureExtractor(recipe, backbone, batch_size=batch_size, single_passes=True)
+    return FeatureExtractor(recipe, backbone, batch_size=batch_size, small_passes=True)
 
 
 def noise(extractor: FeatureExtractor, patches: int) -> torch.Tensor:
@@ -200,16 +200,15 @@ def check(answer: bytes) -> None:
 
 def many_clients(client: Client, service: str, uploads: Sequence[bytes], seconds: float) -> float:
     """Pictures answered a second while all clients ask."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(CLIENTS) as pool:
-        tasks = [(client, service, uploads[n::CLIENTS], seconds) for n in range(CLIENTS)]
-        return float(sum(pool.starmap(_rate, tasks, chunksize=1)))
+    tasks = [(client, service, uploads[n::CLIENTS], seconds) for n in range(CLIENTS)]
+    return sum(at_once(_rate, tasks))
 
 
 def _rate(client: Client, service: str, uploads: Sequence[bytes], seconds: float) -> float:
     with client(service, uploads) as ask_about:
         for number in range(3):
             ask_about(number)
+        meet()
         done, begun = 0, time.perf_counter()
         while time.perf_counter() - begun < seconds:
             ask_about(done % len(uploads))

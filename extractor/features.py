@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .arrays import DecodedImage, PatchFeatures, Region
 from .backbone import Backbone
@@ -81,7 +81,7 @@ class FeatureExtractor:
         runtime: str = TORCH,
         batch_size: int = 32,
         dense_tile: int = 2048,
-        single_passes: bool = False,
+        small_passes: bool = False,
     ) -> None:
         """Bring a network to its device; the backbone itself is left as it is.
 
@@ -93,7 +93,7 @@ class FeatureExtractor:
             runtime: see `exported_ways`.
             batch_size: patches that are computed at once.
             dense_tile: side of the largest square that a dense network is given, in pixels.
-            single_passes: passes of one patch are to be fast, too, as questions bring them; on a
+            small_passes: passes of few patches are to be fast, too, as questions bring them; on a
                 CPU takes the memory of the network's weights once more.
 
         Raises:
@@ -121,9 +121,8 @@ class FeatureExtractor:
         self._run = main_part(self._network)
         if runtime in EXPORTED:
             self._run = backbone.exported(spec.side, runtime)
-        self._run_one: nn.Module | None = None
-        if single_passes and shared and runtime == TORCH and spec.mode == "exact":
-            self._run_one = packed(self._network, noise(1, spec.side))
+        if small_passes and shared and runtime == TORCH and spec.mode == "exact":
+            self._run = packed(self._network, noise(batch_size, spec.side)) or self._run
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
         if runtime == COMPILED:
             self._compile()
@@ -329,9 +328,8 @@ class FeatureExtractor:
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
         """Run a normalised batch, (N, 3, S, S), to raw vectors float32 (N, D); the bare pass."""
-        run = self._run_one if self._run_one is not None and len(batch) == 1 else self._run
         with self._arithmetic():
-            vectors = run(filled_up(batch, self._size(len(batch))))
+            vectors = self._run(filled_up(batch, self._size(len(batch))))
         return vectors[: len(batch)].float()
 
     def _size(self, patches: int) -> int:

@@ -134,12 +134,12 @@ def stack_vectors(vectors: Sequence[Vectors | ImageError]) -> Vectors:
 
 @lru_cache(maxsize=2)
 def load_extractor(
-    recipe: FeatureSpec, weights_source: str, batch_size: int = 16, single_passes: bool = False
+    recipe: FeatureSpec, weights_source: str, batch_size: int = 16, small_passes: bool = False
 ) -> "FeatureExtractor":
     """What computes the vectors of questions, loaded once a process.
 
     In float32: a few patches are too little to be worth less, and every way of asking then gives
-    the same answer. Passes of single patches are worth preparing where many questions are to come.
+    the same answer. Passes of few patches are worth preparing where many questions are to come.
 
     Raises:
         WeightsError: the network's weights are not here.
@@ -155,7 +155,7 @@ def load_extractor(
         precision="float32",
         batch_size=batch_size,
         dense_tile=settings.dense_tile,
-        single_passes=single_passes,
+        small_passes=small_passes,
     )
 
 

@@ -143,7 +143,7 @@ class BatchingEmbedder:
                 FeatureSpec.model_validate(spec.recipe),
                 spec.weights_source,
                 self._batch_size,
-                single_passes=True,
+                small_passes=True,
             )
             vectors = extractor.embed_many([region for job in due for region in job.regions])
         except Exception as error:  # whatever it is, those who wait must hear of it

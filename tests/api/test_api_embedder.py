@@ -53,8 +53,8 @@ class Network:
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     network = Network()
 
-    def load(_recipe: object, weights: str, _batch_size: int, *, single_passes: bool) -> Network:
-        assert single_passes
+    def load(_recipe: object, weights: str, _batch_size: int, *, small_passes: bool) -> Network:
+        assert small_passes
         if weights == "missing":
             raise WeightsError("no such file")
         return network

@@ -1,6 +1,7 @@
 """A network whose weights lie as the CPU wants them is the same function, or there is none."""
 
 import logging
+from itertools import cycle
 
 import pytest
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 from extractor import packed as module
 from extractor.backbone import load_backbone, resolve
 from extractor.features import FeatureExtractor
+from extractor.network import noise
 from extractor.packed import packed
 from extractor.spec import Recipe
 
-PATCH = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5)).contiguous(
-    memory_format=torch.channels_last
-)
+PATCHES = noise(16, 64)
+PATCH = PATCHES[:1]
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it is faster depends on the machine; here it always is."""
-    times = iter([1.0, 2.0] * 10)
+    times = cycle([1.0, 2.0])
     monkeypatch.setattr(module, "_seconds", lambda _network, _sample: next(times))
 
 
@@ -41,7 +42,7 @@ def test_a_packed_network_gives_the_same_vector_and_leaves_the_plain_one(name: s
         expected = network(PATCH)
         found = packed(network, PATCH)
         assert found is not None
-        assert convolutions(found) == 0
+        assert convolutions(found.few) == 0
         assert convolutions(network) == plain > 0
         torch.testing.assert_close(found(PATCH), expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(network(PATCH), expected, rtol=0, atol=0)
@@ -66,7 +67,7 @@ def test_a_convolution_that_cannot_be_packed_stays_as_it_is() -> None:
     with torch.inference_mode():
         found = packed(network, PATCH)
         assert found is not None
-        assert convolutions(found) == 3
+        assert convolutions(found.few) == 3
         torch.testing.assert_close(found(PATCH), network(PATCH), rtol=1e-5, atol=1e-6)
 
 
@@ -92,16 +93,22 @@ def test_a_torch_without_these_operators_computes_as_before(
     assert "no operator of this name" in caplog.text
 
 
-def test_only_passes_of_one_patch_are_packed_and_all_vectors_agree() -> None:
+def test_several_patches_are_computed_packed_up_to_the_most_that_are_faster_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def seconds(network: nn.Module, sample: Tensor) -> float:
+        return len(sample) + 0.5 if convolutions(network) else 0.6 * len(sample) ** 1.5
+
+    monkeypatch.setattr(module, "_seconds", seconds)  # faster for 1 and 2, slower for 4
     recipe = Recipe("resnet18", "random:0", patch_size=64, stride=32)
     resolved = resolve(recipe)
     backbone = load_backbone(resolved.spec, "random:0")
     plain = FeatureExtractor(resolved.spec, backbone, device="cpu")
-    ready = FeatureExtractor(resolved.spec, backbone, device="cpu", single_passes=True)
+    ready = FeatureExtractor(resolved.spec, backbone, device="cpu", small_passes=True)
     seen: list[int] = []
-    assert ready._run_one is not None
-    ready._run_one.register_forward_pre_hook(lambda _network, given: seen.append(len(given[0])))
-    for patches in (1, 3):
-        batch = PATCH.repeat(patches, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    few = ready._run.few
+    few.register_forward_pre_hook(lambda _network, given: seen.append(len(given[0])))
+    for size in (1, 2, 3, 16):
+        batch = PATCHES[:size]
         torch.testing.assert_close(ready.forward(batch), plain.forward(batch), rtol=1e-5, atol=1e-6)
-    assert seen == [1]
+    assert seen == [1, 2]
