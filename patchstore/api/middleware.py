@@ -67,13 +67,16 @@ class Requests:
         request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
+        # A HEAD is a GET whose body the server holds back: load balancers ask so.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         begun = time.perf_counter()
         self._metrics.in_progress.inc()
         try:
-            await self._guarded(scope, headers, receive, answer)
+            await self._guarded(asked, headers, receive, answer)
         finally:
             self._metrics.in_progress.dec()
-            self._note(scope, answer.status, time.perf_counter() - begun, request_id)
+            route = getattr(asked.get("route"), "path", "unmatched")
+            self._note(scope, route, answer.status, time.perf_counter() - begun, request_id)
 
     async def _guarded(
         self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
@@ -97,8 +100,7 @@ class Requests:
         if length.isdigit() and int(length) > self._max_bytes:
             raise _too_large(self._max_bytes)
 
-    def _note(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+    def _note(self, scope: Scope, route: str, status: int, seconds: float, request_id: str) -> None:
         self._metrics.requests.labels(scope["method"], route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         logger.info(

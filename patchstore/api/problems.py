@@ -87,6 +87,7 @@ _HEADERS: dict[str, dict[str, str]] = {
     "network_busy": {"Retry-After": "1"},
     "store_unavailable": {"Retry-After": "5"},
 }
+_OF_PYTHON = re.compile(r"[\[(]|^constrained-")  # the names that pydantic gives to kinds of a union
 # A field that breaks its own schema breaks the rule that the SQL functions name, too.
 _FIELD_RULES = {
     "k": "k_range",
@@ -215,7 +216,7 @@ def _invalid(error: RequestValidationError) -> Problem:
 def _field(location: tuple[int | str, ...]) -> str:
     """The path to a field, without where FastAPI looked and without Python's types."""
     path = location[1:] if location and location[0] in ("body", "path", "query") else location
-    return ".".join(str(part) for part in path if not re.search(r"[\[(]", str(part)))
+    return ".".join(str(part) for part in path if not _OF_PYTHON.search(str(part)))
 
 
 def _message(text: str) -> str:

@@ -132,6 +132,14 @@ def test_a_search_is_refused_by_any_other_method(http) -> None:
     assert answer.json()["rule"] == "method_not_allowed"
 
 
+def test_a_head_is_answered_as_a_get_without_its_body(http) -> None:
+    for path in ("/", "/healthz", "/v1/images/1", "/v1/images/0", "/v1/patches/1/thumbnail.jpg"):
+        asked, told = http.get(path), http.head(path)
+        assert (told.status_code, told.content) == (asked.status_code, b"")
+        assert told.headers["content-type"] == asked.headers["content-type"]
+    assert http.head("/v1/search").status_code == 405
+
+
 def test_every_request_has_a_line_in_the_log(http, caplog, wait_until) -> None:
     def lines() -> list[str]:
         return [line for line in caplog.messages if "id=mine-" in line]

@@ -165,6 +165,19 @@ def test_a_wrong_question_is_refused_by_its_rule(http, status, rule, body) -> No
 
 
 @pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"patch_id": "1"}, "patch_id"),
+        ({"place": {"image_id": 0, "x": 1, "y": 1}}, "place.image_id"),
+        ({"patch_id": 1, "image_ids": [1, "2"]}, "image_ids.1"),
+    ],
+)
+def test_a_wrong_field_is_called_what_the_caller_called_it(http, body, field) -> None:
+    (error,) = http.post("/v1/search", json=body).json()["errors"]
+    assert error["field"] == field
+
+
+@pytest.mark.parametrize(
     ("status", "rule", "content"),
     [
         (422, "query_finite", b'{"vector": [NaN, 1]}'),
