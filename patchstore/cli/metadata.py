@@ -36,6 +36,8 @@ def metadata(
     """
     if (file is None) == (show is None):
         raise PatchstoreError("give either a FILE or --show URI")
+    if merge and show is not None:
+        raise PatchstoreError("--merge is for a FILE; --show URI sets nothing")
     from db.browse import get_metadata, known_uris, set_metadata_many
     from extractor.uris import uri_from_here
     from patchstore.metadata import read_metadata, resolve_uris

@@ -1,5 +1,6 @@
 """`patchstore search`: where else does something like this patch occur?"""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,7 +71,11 @@ def search(
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures.")
     ] = None,
 ) -> None:
-    """Find the patches or images most like a picture, a region, a stored patch or a vector."""
+    """Find the patches or images most like a picture, a region, a stored patch or a vector.
+
+    A line on standard error says whether the answer is exact, every patch in question compared, or
+    approximate, found by the index; in JSON each hit does.
+    """
     from db.search import SearchOptions
     from extractor.uris import prefix_from_here
     from patchstore.query import Refinement, ask
@@ -95,24 +100,24 @@ def search(
         other_images=other_images,
         refinement=Refinement(merge=merge, consistent=consistent),
     )
+    ranked = "images with the most agreeing patches" if consistent else f"nearest {by.value}"
+    about = (
+        f"spec {stored.name}, {stored.metric.name} distance, {ranked} first, "
+        f"{'exact' if answer.exact else 'approximate'}"
+    )
     if to_html is not None:
         from patchstore.result_page import render, write
 
-        ranked = "images with the most agreeing patches" if consistent else f"nearest {by.value}"
-        about = (
-            f"spec {stored.name}, {stored.metric.name} distance, {ranked} first, "
-            f"{'exact' if answer.exact else 'approximate'}"
-        )
         title = "Where else does this occur?"
         write(to_html, render(engine, title, about, stored.metric.name, asked, answer.hits))
         say(f"wrote {to_html}")
     if as_json:
-        print_json(
-            [{"uri": h.uri, "box": list(h.box), "distance": h.distance} for h in answer.hits]
-        )
+        print_json([{**asdict(hit), "exact": answer.exact} for hit in answer.hits])
     elif to_html is None:
         if not answer.hits:
             say(f"spec {stored.name} has no such patches; what there is: patchstore status")
+        else:
+            say(about)
         print_table(
             ("distance", "box", "uri"),
             ((f"{h.distance:.4f}", ",".join(map(str, h.box)), h.uri) for h in answer.hits),

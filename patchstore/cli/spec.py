@@ -184,9 +184,14 @@ def remove(
         remove_alias(engine, name)
         say(f"{name} is no alias any more; spec {spec.name} is as it was")
         return
-    if not yes:
-        typer.confirm(
-            f"delete spec {name} with all of its vectors, for good?", abort=True, err=True
-        )
+    if not yes and not _agreed(f"delete spec {name} with all of its vectors, for good?"):
+        raise PatchstoreError("nobody said yes, so nothing is deleted; --yes does not ask")
     patches = remove_spec(engine, spec)
     say(f"deleted spec {name} with {patches} patches")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # standard input has no answer, or Ctrl-C
+        return False

@@ -85,10 +85,15 @@ def test_a_patch_of_its_own_image_is_found_first(command: Any, ingested: Path) -
     image = ingested / "1.png"
     asked = command("search", "--image", image, "--region", "24,0,48,48", "--k", 3, "--json")
     hits = json.loads(asked.out)
-    assert [list(hit) for hit in hits] == [["uri", "box", "distance"]] * 3
+    assert [hit["exact"] for hit in hits] == [True] * 3
     assert hits[0]["uri"] == str(image)
     assert hits[0]["box"] == [24, 0, 48, 48]
     assert hits[0]["distance"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_table_of_hits_says_by_what_and_how_they_were_found(command: Any, ingested: Path) -> None:
+    asked = command("search", "--patch", f"{ingested / '1.png'}@0,0")
+    assert "spec tiny, cosine distance, nearest patch first, exact" in asked.err
 
 
 def test_other_images_leaves_the_asked_image_out(command: Any, ingested: Path) -> None:

@@ -173,6 +173,7 @@ def test_a_bad_line_is_named_and_nothing_is_set(
     [
         ([], "give either a FILE or --show URI"),
         (["a.jsonl", "--show", "b"], "give either a FILE or --show URI"),
+        (["--merge", "--show", "b"], "--merge is for a FILE; --show URI sets nothing"),
         (["a.txt"], "a.txt must end in .jsonl or .csv, or be - for JSON lines"),
         (["/no/such/a.csv"], "/no/such/a.csv cannot be read: No such file or directory"),
     ],

@@ -1,10 +1,12 @@
 """A store over the years: audited, mended, moved to a better network and back."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, text
 
 from db.specs import StoredSpec
@@ -56,6 +58,16 @@ def test_searches_by_an_alias_move_to_a_new_spec_and_back(
     assert command("spec", "promote", "tiny").code == 0
     assert command(*question, "live").out == found["tiny"]
     assert "deleted spec better with 9 patches" in command("spec", "remove", "better", "--yes").err
+
+
+@pytest.mark.parametrize("answer", ["", "n\n"])
+def test_a_spec_stays_unless_somebody_says_yes(
+    command: Any, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    asked = command("spec", "remove", "tiny")
+    assert (asked.code, "nothing is deleted; --yes does not ask" in asked.err) == (1, True)
+    assert "tiny" in command("spec", "list").out
 
 
 def test_the_failures_of_an_alias_are_those_of_its_spec(
