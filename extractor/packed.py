@@ -52,8 +52,10 @@ def packed(network: nn.Module, patches: Tensor) -> nn.Module | None:
     except Exception as error:  # operators of torch's own: another version may have others
         log.info("weights are left as they lie: %s", " ".join(str(error).split())[:200])
         return None
+    if not most:
+        return None
     log.info("passes of up to %d patches run with their weights packed", most)
-    return _Packed(made, most, network) if most else None
+    return _Packed(made, most, network)
 
 
 class _Packed(nn.Module):
