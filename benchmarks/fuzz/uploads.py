@@ -46,17 +46,19 @@ def corrupt_uploads(count: int, seed: int, extra: Sequence[bytes] = ()) -> Itera
             yield makers[number % len(makers)](generator, original)
 
 
-def send_uploads(url: str, uploads: Iterator[bytes], *, spec: str | None = None) -> UploadRun:
+def send_uploads(
+    url: str, uploads: Iterator[bytes], *, spec: str | None = None, clients: int = CLIENTS
+) -> UploadRun:
     """Asks about each file, a few at a time, and checks each answer.
 
     Right is a problem document with a 4xx; or an answer, where the picture can be decoded.
     """
     run = UploadRun()
-    limits = httpx.Limits(max_connections=CLIENTS)
+    limits = httpx.Limits(max_connections=clients)
     fields = {"k": "1"} | ({"spec": spec} if spec else {})
     with (
         httpx.Client(base_url=url, timeout=60, limits=limits) as client,
-        ThreadPoolExecutor(CLIENTS) as pool,
+        ThreadPoolExecutor(clients) as pool,
     ):
 
         def send(content: bytes) -> tuple[bytes, httpx.Response]:
