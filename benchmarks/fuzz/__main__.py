@@ -15,7 +15,7 @@ from patchstore.bench.report import machine, table
 from . import corrupt_uploads, run_schemathesis, send_uploads
 
 # Uploads over which memory counts, one by one. Freed memory is kept, and grows by chance with the
-# largest pictures that are decoded side by side; what is lost with each upload is lost here as well.
+# largest pictures decoded side by side; what is lost with each upload is lost here as well.
 ALONE = 5_000
 GROWTH = 1.02
 
