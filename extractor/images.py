@@ -8,14 +8,15 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import IcnsImagePlugin, IcoImagePlugin, Image, UnidentifiedImageError
+from PIL.ContainerIO import ContainerIO
 
 from .colour import to_rgb
 from .errors import EmptyImageFile, ImageError, ImageTooLarge, NotAnImage, TruncatedImage
@@ -101,12 +102,39 @@ def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
         # Pillow refuses above twice its own limit: lift that once where a user asked for more.
         Image.MAX_IMAGE_PIXELS = max_pixels // 2 + 1
+    _check_inside_icon(file, max_pixels)
     try:
         image = Image.open(file, formats=_formats())
     except UnidentifiedImageError:
         raise _unidentified(start) from None
     _check_size(image.size, max_pixels)
     return image
+
+
+def _check_inside_icon(file: IO[bytes], max_pixels: int) -> None:
+    """Refuse a picture inside an icon that is larger than any icon.
+
+    Pillow decodes it before its size can be asked for, an ICO while that is opened.
+    """
+    start = file.read(4)
+    file.seek(0)
+    if start == b"\0\0\1\0":
+        offsets = [entry.offset for entry in IcoImagePlugin.IcoFile(file).entry[:1]]
+    elif start == b"icns":
+        icon = IcnsImagePlugin.IcnsFile(file)
+        codes = [code for code, _ in icon.SIZES[icon.bestsize()] if code in icon.dct]
+        offsets = [icon.dct[code][0] for code in codes]
+    else:
+        return
+    length = file.seek(0, io.SEEK_END)
+    for offset in offsets:
+        inside = ContainerIO(file, offset, length - offset)
+        with (
+            suppress(UnidentifiedImageError),  # pixels without a header, as large as it says
+            Image.open(inside, formats=("PNG", "JPEG2000", "DIB")) as picture,
+        ):
+            _check_size(picture.size, max_pixels)
+    file.seek(0)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

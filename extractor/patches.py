@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .spec import FeatureSpec
 
+_BAND = 4_000_000  # pixels that are in floats at once
+
 Window = Sequence[int]  # x, y, width, height; may reach beyond the image, which is reflected there
 
 
@@ -93,9 +95,25 @@ def _region(image: Tensor, window: Window) -> Tensor:
 
 
 def _resized(region: Tensor, side: int) -> Tensor:
-    """Resize uint8 (h, w, 3) to float32 (side, side, 3), in floats and without aliasing."""
-    floats = region.permute(2, 0, 1)[None].float()
-    resized = F.interpolate(
-        floats, size=(side, side), mode="bilinear", align_corners=False, antialias=True
+    """Resize uint8 (h, w, 3) to float32 (side, side, 3), in floats and without aliasing.
+
+    The values of a large region come band by band, for in floats it takes twelve bytes a pixel.
+    They are the same to the bit: torch, too, resizes the rows first, then the columns.
+    """
+    height, width = region.shape[:2]
+    if height * width <= _BAND:
+        planes = _planes(region)
+    else:
+        bands = torch.split(region, max(1, _BAND // width))
+        planes = torch.cat([_interpolated(_planes(band), len(band), side) for band in bands], dim=2)
+    return _interpolated(planes, side, side)[0].permute(1, 2, 0)
+
+
+def _planes(region: Tensor) -> Tensor:
+    return region.permute(2, 0, 1)[None].float()
+
+
+def _interpolated(planes: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(
+        planes, size=(height, width), mode="bilinear", align_corners=False, antialias=True
     )
-    return resized[0].permute(1, 2, 0)

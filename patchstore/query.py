@@ -1,7 +1,8 @@
 """A question, be it image, region, vector or stored patch -> a query vector -> ranked hits."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from db.specs import StoredSpec
 from extractor.arrays import Region
 from extractor.errors import EmptyImageFile, ImageError, ImageTooLarge
 from extractor.grid import make_grid
-from extractor.images import read_image
+from extractor.images import read_image, read_size
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 from extractor.uris import uri_from_here
@@ -323,11 +324,26 @@ def read_vector(path: Path) -> Vectors:
         return np.asarray(vector, dtype=np.float32)
 
 
+def picture_size(question: ImageQuestion) -> tuple[int, int]:
+    """The (width, height) of a question's picture, by its header. Raises QuestionError."""
+    with _picture_errors(question):
+        return read_size(question.content, max_pixels=_limit(question))
+
+
 def read_picture(question: ImageQuestion) -> Pixels:
     """The pixels of a question's picture. Raises QuestionError."""
-    limit = question.max_pixels or ExtractorSettings().max_pixels
+    with _picture_errors(question):
+        return read_image(question.content, max_pixels=_limit(question))
+
+
+def _limit(question: ImageQuestion) -> int:
+    return question.max_pixels or ExtractorSettings().max_pixels
+
+
+@contextmanager
+def _picture_errors(question: ImageQuestion) -> Iterator[None]:
     try:
-        return read_image(question.content, max_pixels=limit)
+        yield
     except ImageError as error:
         rule = _UNREADABLE.get(type(error), "image_unreadable")
         raise QuestionError(f"{question.name}: {error}", rule) from error

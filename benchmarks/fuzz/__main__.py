@@ -9,7 +9,9 @@ import psutil
 
 from benchmarks.kill import make_images
 from benchmarks.service import Service, running_service
+from patchstore.api.settings import ServeSettings
 from patchstore.bench import home as homes
+from patchstore.bench.measure import peak_mib
 from patchstore.bench.report import machine, table
 
 from . import corrupt_uploads, run_schemathesis, send_uploads
@@ -18,6 +20,7 @@ from . import corrupt_uploads, run_schemathesis, send_uploads
 # largest pictures decoded side by side; what is lost with each upload is lost here as well.
 ALONE = 5_000
 GROWTH = 1.02
+BYTES_A_PIXEL = 12  # of those that are decoded at once, at most
 
 
 def main() -> None:
@@ -31,6 +34,7 @@ def main() -> None:
         url = homes.add_spec(home, homes.SpecOptions())
         homes.ingest(home, pictures)
         with running_service(home) as service:
+            ready = memory(service)
             schema = run_schemathesis(
                 service.url, Path(scratch), examples=arguments.examples, seed=arguments.seed
             )
@@ -41,19 +45,24 @@ def main() -> None:
             alone = send_uploads(
                 service.url, corrupt_uploads(ALONE, arguments.seed + 1, extra), clients=1
             )
-            after = memory(service)
+            after, peak = memory(service), peak_mib(service.pid)
         traceback = "Traceback" in service.log.read_text()
         line = machine(url)
     print(schema.output[-1500:] if schema.code else f"schemathesis: {schema.cases:,} cases passed")
     print(table(("status", "uploads"), sorted(run.statuses.items())))
-    print(f"\nmemory: {before:.0f} MiB, {after:.0f} MiB after {ALONE:,} more, one by one")
+    print(
+        f"\nmemory: {ready:.0f} MiB before, {before:.0f} MiB after them, {after:.0f} MiB after "
+        f"{ALONE:,} more, one by one; at most {peak:.0f} MiB"
+    )
     print(line)
+    allowed = BYTES_A_PIXEL * ServeSettings().api_pixels_at_once / 2**20
     wrong = [*run.wrong, *alone.wrong]
     for trouble in wrong[:20]:
         print(f"wrong: {trouble}")
     if traceback:
         print("wrong: a traceback in the log")
-    if schema.code or wrong or traceback or after > GROWTH * before:
+    grown = after > GROWTH * before or peak > ready + allowed
+    if schema.code or wrong or traceback or grown:
         sys.exit(1)
 
 

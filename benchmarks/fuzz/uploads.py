@@ -17,6 +17,7 @@ from extractor.images import read_image
 
 KINDS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "TGA", "ICO")
 CLIENTS = 4
+HEAVY_EVERY = 100
 
 
 @dataclass
@@ -30,6 +31,8 @@ class UploadRun:
 def corrupt_uploads(count: int, seed: int, extra: Sequence[bytes] = ()) -> Iterator[bytes]:
     """`count` hostile files: noise, noise behind a true beginning, cut and bent pictures, bombs.
 
+    Every hundredth is a heavy one, which costs the service as much memory as it lets be taken.
+
     Args:
         count: how many.
         seed: the same files for the same seed.
@@ -37,11 +40,14 @@ def corrupt_uploads(count: int, seed: int, extra: Sequence[bytes] = ()) -> Itera
     """
     generator = np.random.default_rng(seed)
     originals = [*_pictures(generator), *extra]
+    heavy = _heavy()
     makers = (_noise, _noise_behind_header, _cut, _bent, _bent, _bomb)
     for number in range(count):
         original = originals[int(generator.integers(len(originals)))]
         if number < len(extra):
             yield extra[number]
+        elif number % HEAVY_EVERY == 0:
+            yield heavy[number // HEAVY_EVERY % len(heavy)]
         else:
             yield makers[number % len(makers)](generator, original)
 
@@ -119,11 +125,38 @@ def _bent(generator: np.random.Generator, original: bytes) -> bytes:
 
 
 def _bomb(generator: np.random.Generator, original: bytes) -> bytes:
-    """A PNG whose header claims up to 2^31 pixels a side, in a hundred bytes."""
-    width, height = (int(generator.integers(8_000, 2**31)) for _ in range(2))
+    """A PNG whose header claims up to 2^31 pixels a side, in a hundred bytes; or an icon of it."""
+    width, height = (int(2 ** generator.uniform(13, 31)) for _ in range(2))
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
+    wrap = (bytes, _as_ico, _as_icns)[int(generator.integers(3))]
+    return wrap(bomb)
+
+
+def _heavy() -> list[bytes]:
+    """Whole pictures, one colour each: one just within the limit of 50 million, three above it.
+
+    The larger ones are below Pillow's own limit, two of them in an icon that claims to be small.
+    """
+    within, above = (_whole(side) for side in (7_000, 13_000))
+    return [within, _as_ico(above), within, _as_icns(above), within, above]
+
+
+def _whole(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "gray").save(file, "PNG")
+    return file.getvalue()
+
+
+def _as_ico(picture: bytes) -> bytes:
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + picture
+
+
+def _as_icns(picture: bytes) -> bytes:
+    block = b"ic07" + struct.pack(">I", 8 + len(picture)) + picture
+    return b"icns" + struct.pack(">I", 8 + len(block)) + block

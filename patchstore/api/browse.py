@@ -11,7 +11,7 @@ from db import browse
 from db.aliases import list_aliases
 from db.specs import list_specs
 
-from .pictures import Picture, image_picture, patch_picture
+from .pictures import Picture
 from .problems import checked
 from .schemas import (
     MAX_ID,
@@ -159,14 +159,14 @@ def _patches(service: Service, image_id: int, name: str | None) -> PatchesOut:
 @router.get("/v1/images/{image_id}/picture.jpg", response_class=Response, responses=JPEG)
 async def picture(request: Request, service: Here, image_id: Id, side: Side = 1024) -> Response:
     """An image, upright, as a JPEG."""
-    found = await service.in_thread(image_picture, service.engine, image_id, side)
+    found = await service.in_thread(service.pictures.of_image, image_id, side)
     return await _jpeg(request, service, found)
 
 
 @router.get("/v1/patches/{patch_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
 async def thumbnail(request: Request, service: Here, patch_id: Id, side: Side = 224) -> Response:
     """A patch, cut from the original, as a JPEG."""
-    found = await service.in_thread(patch_picture, service.engine, patch_id, side)
+    found = await service.in_thread(service.pictures.of_patch, patch_id, side)
     return await _jpeg(request, service, found)
 
 
@@ -198,7 +198,7 @@ async def _jpeg(request: Request, service: Service, found: Picture) -> Response:
     ]
     if found.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    content = await service.in_thread(found.jpeg)
+    content = await service.in_thread(service.pictures.jpeg, found)
     return Response(content, media_type="image/jpeg", headers=headers)
 
 

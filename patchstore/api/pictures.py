@@ -4,9 +4,10 @@ import hashlib
 import io
 import threading
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
-from cachetools import LRUCache, cached
+from cachetools import LRUCache, cachedmethod
 from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import Engine
@@ -19,46 +20,25 @@ from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.uris import path_of
 
+from .pixels import PixelBudget
 from .problems import Problem
 
 QUALITY = 85
-# A page of hits asks for many patches of few images, all at once. One that is larger is kept alone.
-_ORIGINALS = 256_000_000
-_originals: LRUCache[object, NDArray[np.uint8]] = LRUCache(
-    _ORIGINALS, getsizeof=lambda pixels: min(pixels.nbytes, _ORIGINALS)
-)
-_pictures: LRUCache[object, bytes] = LRUCache(64_000_000, getsizeof=len)
-
-
-class Picture:
-    """A picture that has a name before it is read: what a browser has already costs no reading.
-
-    Raises Problem where the original is gone.
-    """
-
-    def __init__(self, image: ImageRow, box: Box | None, side: int) -> None:
-        self._file = _File.at(image)
-        self._image = image
-        self._box = box
-        self._side = side
-
-    @property
-    def etag(self) -> str:
-        """Strong: equal for equal bytes, for the content's hash is part of it."""
-        name = f"{self._image.sha256} {self._box} {self._side} {QUALITY}"
-        return f'"{hashlib.sha256(name.encode()).hexdigest()[:32]}"'
-
-    def jpeg(self) -> bytes:
-        """The encoded picture. Raises Problem where the original is gone or another one now."""
-        return _jpeg(self._file, self._box, self._side)
+_ORIGINALS, _JPEGS = 256_000_000, 64_000_000  # bytes that are kept
+_GONE = "picture_gone"
 
 
 @dataclass(frozen=True)
 class _File:
-    """An original as it lies there now: a changed file is read again."""
+    """An original as it lies there now: a changed file is read again.
+
+    Attributes:
+        extent: its (width, height) in pixels; 0 where it could never be read.
+    """
 
     uri: str
     sha256: str
+    extent: tuple[int, int]
     size: int
     mtime_ns: int
 
@@ -68,44 +48,83 @@ class _File:
             status = path_of(image.uri).stat()
         except OSError as error:
             raise _gone(image.uri, error) from error
-        return cls(image.uri, image.sha256, status.st_size, status.st_mtime_ns)
+        extent = image.width or 0, image.height or 0
+        return cls(image.uri, image.sha256, extent, status.st_size, status.st_mtime_ns)
 
 
-def _gone(uri: str, error: OSError) -> Problem:
-    return Problem("picture_gone", f"{uri} cannot be read: {error.strerror}")
+@dataclass(frozen=True)
+class Picture:
+    """A picture that has a name before it is read: what a browser has already costs no reading.
+
+    Attributes:
+        file: the original.
+        box: the part of it that is shown; None: all of it.
+        side: its longer side at most, in pixels.
+    """
+
+    file: _File
+    box: Box | None
+    side: int
+
+    @property
+    def etag(self) -> str:
+        """Strong: equal for equal bytes, for the content's hash is part of it."""
+        name = f"{self.file.sha256} {self.box} {self.side} {QUALITY}"
+        return f'"{hashlib.sha256(name.encode()).hexdigest()[:32]}"'
 
 
-def image_picture(engine: Engine, image_id: int, side: int) -> Picture:
-    """A whole image, its longer side at most `side` pixels. Raises NotFound, Problem."""
-    return Picture(get_image(engine, image_id), None, side)
+class Pictures:
+    """Makes the small pictures of one service, and keeps what it made and read last."""
+
+    def __init__(self, engine: Engine, budget: PixelBudget) -> None:
+        self._engine = engine
+        self._budget = budget
+        self._jpegs: LRUCache[object, bytes] = LRUCache(_JPEGS, getsizeof=len)
+        # A page of hits asks for many patches of few images, all at once. An image that is larger
+        # is kept alone.
+        self._originals: LRUCache[object, NDArray[np.uint8]] = LRUCache(
+            _ORIGINALS, getsizeof=lambda pixels: min(pixels.nbytes, _ORIGINALS)
+        )
+        self._made, self._read = threading.Condition(), threading.Condition()
+
+    def of_image(self, image_id: int, side: int) -> Picture:
+        """A whole image. Raises NotFound; Problem where the original is gone."""
+        return Picture(_File.at(get_image(self._engine, image_id)), None, side)
+
+    def of_patch(self, patch_id: int, side: int) -> Picture:
+        """A patch. Raises NotFound; Problem where the original is gone."""
+        patch = get_patch_row(self._engine, patch_id)
+        return Picture(_File.at(get_image(self._engine, patch.image_id)), patch.box, side)
+
+    @cachedmethod(attrgetter("_jpegs"), condition=attrgetter("_made"))
+    def jpeg(self, picture: Picture) -> bytes:
+        """The encoded picture. Raises Problem where the original is gone or another one now."""
+        with self._budget.hold(picture.file.extent):
+            pixels = self._original(picture.file)
+            part = pixels if picture.box is None else Region(pixels, picture.box).pixels
+            return _encoded(Image.fromarray(part), picture.side)
+
+    @cachedmethod(attrgetter("_originals"), condition=attrgetter("_read"))
+    def _original(self, file: _File) -> NDArray[np.uint8]:
+        """The pixels of a stored image; only of exactly the content that was stored."""
+        try:
+            content = path_of(file.uri).read_bytes()
+        except OSError as error:
+            raise _gone(file.uri, error) from error
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise Problem(_GONE, f"{file.uri} has changed since it was ingested")
+        try:
+            return read_image(content, max_pixels=ExtractorSettings().max_pixels)
+        except ImageError as error:
+            raise Problem(_GONE, f"{file.uri} cannot be read: {error}") from error
 
 
-def patch_picture(engine: Engine, patch_id: int, side: int) -> Picture:
-    """A patch, its longer side at most `side` pixels. Raises NotFound, Problem."""
-    patch = get_patch_row(engine, patch_id)
-    return Picture(get_image(engine, patch.image_id), patch.box, side)
-
-
-@cached(_pictures, condition=threading.Condition())
-def _jpeg(file: _File, box: Box | None, side: int) -> bytes:
-    pixels = _original(file)
-    picture = Image.fromarray(pixels if box is None else Region(pixels, box).pixels)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+def _encoded(shown: Image.Image, side: int) -> bytes:
+    shown.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
+    shown.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
 
 
-@cached(_originals, condition=threading.Condition())
-def _original(file: _File) -> NDArray[np.uint8]:
-    """The pixels of a stored image; only of exactly the content that was stored."""
-    try:
-        content = path_of(file.uri).read_bytes()
-    except OSError as error:
-        raise _gone(file.uri, error) from error
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise Problem("picture_gone", f"{file.uri} has changed since it was ingested")
-    try:
-        return read_image(content, max_pixels=ExtractorSettings().max_pixels)
-    except ImageError as error:
-        raise Problem("picture_gone", f"{file.uri} cannot be read: {error}") from error
+def _gone(uri: str, error: OSError) -> Problem:
+    return Problem(_GONE, f"{uri} cannot be read: {error.strerror}")

@@ -18,6 +18,7 @@ from patchstore.query import (
     Refinement,
     VectorQuestion,
     ask,
+    picture_size,
 )
 
 from .problems import Problem, checked
@@ -55,7 +56,7 @@ async def search(request: Request, service: Annotated[Service, Depends(service_o
         form, content = await _read_form(request)
         limit = service.settings.api_max_pixels
         question = ImageQuestion(content, form.region, max_pixels=limit)
-        return await service.in_thread(_answer, service, form, question)
+        return await service.in_thread(_answer_picture, service, form, question)
     raise Problem(
         "media_type_unsupported",
         f"the body is {media_type[:100] or 'of no type'}; send application/json with a vector or "
@@ -87,6 +88,12 @@ def _stored_or_vector(body: SearchBody) -> Question:
     image = body.place.image_id if body.place.image_id is not None else body.place.uri
     assert image is not None
     return PlaceQuestion(image, body.place.x, body.place.y)
+
+
+def _answer_picture(service: Service, form: SearchForm, question: ImageQuestion) -> Response:
+    """The answer, for as long as which the picture is held."""
+    with service.pixels.hold(picture_size(question)):
+        return _answer(service, form, question)
 
 
 def _answer(service: Service, asking: SearchBody | SearchForm, question: Question) -> Response:

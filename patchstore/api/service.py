@@ -18,6 +18,8 @@ from patchstore.store import spec_for_search
 
 from .embedder import BatchingEmbedder
 from .metrics import Metrics
+from .pictures import Pictures
+from .pixels import PixelBudget
 from .problems import Problem
 from .settings import ServeSettings
 
@@ -46,6 +48,8 @@ class Service:
             timeout_s=settings.api_request_timeout_s,
             observe=self._forward,
         )
+        self.pixels = PixelBudget(settings.api_pixels_at_once, settings.api_request_timeout_s)
+        self.pictures = Pictures(engine, self.pixels)
         # A recipe never changes, but which one is the default may.
         self._specs: TTLCache[str | None, StoredSpec] = TTLCache(1_000, ttl=SPEC_KEPT_S)
         self._lock = threading.Lock()

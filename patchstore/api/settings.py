@@ -22,6 +22,9 @@ class ServeSettings(BaseSettings):
     )
     api_max_upload_mb: float = Field(20.0, gt=0, description="Size of a request, in MB.")
     api_max_pixels: int = Field(50_000_000, ge=1, description="Pixels of an uploaded picture.")
+    api_pixels_at_once: int = Field(
+        100_000_000, ge=1, description="Pixels that are decoded at the same time; more wait."
+    )
     api_connections: int = Field(8, ge=1, description="Connections to the database at most.")
     api_statement_timeout_s: float = Field(10.0, gt=0, description="Seconds for one statement.")
     api_request_timeout_s: float = Field(30.0, gt=0, description="Seconds for one request.")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from extractor.errors import (
     EmptyImageFile,
@@ -72,6 +72,42 @@ def test_a_decompression_bomb_is_refused_by_its_header():
     for read in (read_image, read_size):
         with pytest.raises(ImageTooLarge, match=r"PATCHSTORE_MAX_PIXELS"):
             read(bomb)
+
+
+def as_ico(picture):
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
+    return struct.pack("<HHH", 0, 1, 1) + entry + picture
+
+
+def as_icns(picture):
+    block = b"ic07" + struct.pack(">I", 8 + len(picture)) + picture
+    return b"icns" + struct.pack(">I", 8 + len(block)) + block
+
+
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [(as_ico, "PNG"), (as_ico, "DIB"), (as_icns, "PNG"), (as_icns, "JPEG2000")],
+)
+def test_a_large_picture_inside_a_small_icon_is_refused_before_it_is_decoded(
+    wrap, kind, monkeypatch
+):
+    icon = wrap(encoded(Image.new("RGB", (200, 100)), kind))
+
+    def decode(self):
+        raise AssertionError(f"{self.format} was decoded")
+
+    for plugin in (PngImagePlugin.PngImageFile, ImageFile.ImageFile):
+        monkeypatch.setattr(plugin, "load", decode)
+    for read in (read_image, read_size):
+        with pytest.raises(ImageTooLarge, match="200 x 100 pixels, more than the limit of 10000"):
+            read(icon, max_pixels=10_000)
+
+
+@pytest.mark.parametrize("options", [{}, {"bitmap_format": "bmp"}])
+@pytest.mark.parametrize("kind", ["ICO", "ICNS"])
+def test_icons_are_read(kind, options):
+    icon = encoded(Image.new("RGB", (64, 64), "red"), kind, **options)
+    assert read_image(icon)[5, 5].tolist() == [255, 0, 0]
 
 
 def test_the_limit_of_pixels_is_the_callers():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from extractor import features as module
+from extractor import patches
 from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
 from extractor.device import COMPILED, EXPORTED, FLOAT32, MNN, ONNX, OPENVINO, TORCH
@@ -165,6 +166,16 @@ def test_another_scale_is_resized_to_the_patch(tiny_spec, mean_colour, decode):
     for vector, scale, (x, y, w, h) in zip(found.vectors, found.scales, found.boxes, strict=True):
         mean = image[y : y + h, x : x + w].mean() / 255
         assert vector[0] == pytest.approx(mean, abs=0.02 if scale != 1 else 1e-6)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 400))
+def test_a_region_is_resized_band_by_band_to_the_same_values(height, width, band):
+    noise = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    whole = patches._resized(torch.from_numpy(noise), 12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "_BAND", band)
+        banded = patches._resized(torch.from_numpy(noise), 12)
+    assert torch.equal(banded, whole)
 
 
 def test_an_input_size_is_what_the_network_sees(tiny_spec, decode, noise):
