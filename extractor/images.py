@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import logging
@@ -9,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -169,6 +170,7 @@ def _unidentified(start: bytes) -> ImageError:
 def _pillow_errors() -> Iterator[None]:
     """Turn whatever Pillow throws at a bad file into one of our types, and keep it quiet."""
     _silence_pillow()
+    _silence_libtiff()
     try:
         yield
     except ImageError:
@@ -200,6 +202,18 @@ def _silence_pillow() -> None:
     if not warnings.filters or warnings.filters[0] != rule:
         warnings.filterwarnings("ignore", category=Warning, module=_PILLOW.pattern)
         logging.getLogger("PIL").setLevel(logging.CRITICAL)  # TIFF logs what it raises as well
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keep libtiff, which Pillow is linked with, from writing to standard error by itself.
+
+    What it has to say comes as an exception, too; between the lines of a progress bar it is noise.
+    """
+    with suppress(OSError, AttributeError):  # a Pillow without it, or one that hides it
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,5 +1,6 @@
 """Files that can never be read are refused by type, with a reason in one line."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -146,6 +147,15 @@ def test_a_failing_disk_is_no_image_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output") as failure:
         read_size(path)
     assert not isinstance(failure.value, ImageError)
+
+
+def test_decoders_write_nothing_to_standard_error(capfd):
+    rng = np.random.default_rng(0)
+    fax = encoded(Image.fromarray(rng.random((64, 64)) > 0.5), "TIFF", compression="group4")
+    bent = fax[:20] + bytes(20) + fax[40:]
+    with contextlib.suppress(ImageError):
+        read_image(bent)
+    assert capfd.readouterr().err == ""
 
 
 def test_suffixes_are_those_of_readable_formats():
