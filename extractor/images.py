@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import IcnsImagePlugin, IcoImagePlugin, Image, UnidentifiedImageError
+from PIL import IcnsImagePlugin, IcoImagePlugin, Image, UnidentifiedImageError, _imaging
 from PIL.ContainerIO import ContainerIO
 
 from .colour import to_rgb
@@ -211,7 +211,7 @@ def _silence_libtiff() -> None:
     What it has to say comes as an exception, too; between the lines of a progress bar it is noise.
     """
     with suppress(OSError, AttributeError):  # a Pillow without it, or one that hides it
-        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
         set_handler(None)
 
