@@ -165,7 +165,8 @@ def _requeue(connection: Connection, spec: StoredSpec, image_ids: Sequence[int])
     values = {"spec": spec.id, "images": list(image_ids)}
     connection.execute(
         text(
-            f"DELETE FROM {spec.partition} p WHERE p.image_id = ANY (:images) AND NOT EXISTS ("
+            f"DELETE FROM {spec.partition} p "
+            "WHERE p.spec_id = :spec AND p.image_id = ANY (:images) AND NOT EXISTS ("
             "  SELECT FROM patchstore.extraction e WHERE e.spec_id = :spec"
             "     AND e.image_id = p.image_id AND e.state = 'leased')"
         ),

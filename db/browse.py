@@ -12,7 +12,7 @@ from .catalog import IN_ORDER
 from .engine import store_errors
 from .errors import NotFound, TransientStoreError
 from .search import Box
-from .specs import StoredSpec
+from .specs import OF_ANY_SPEC, StoredSpec
 
 CHUNK = 5_000  # locations that one statement changes
 ATTEMPTS = 5  # of a statement that was the victim of a deadlock
@@ -153,7 +153,12 @@ def get_patch_row(engine: Engine, patch_id: int) -> PatchRow:
         NotFound: no such patch; a recomputed image has patches with new ids.
     """
     with store_errors(), engine.connect() as connection:
-        rows = _patches(connection, "p.id = :value", None, patch_id)
+        rows = _patches(
+            connection,
+            f"p.spec_id {OF_ANY_SPEC} AND p.id = :value",
+            None,
+            patch_id,
+        )
     if not rows:
         raise NotFound(f"no patch {patch_id} is in the store now", "patch_unknown")
     return rows[0]

@@ -100,11 +100,13 @@ def known_files(engine: Engine, source_id: int, uris: Sequence[str]) -> dict[str
         return {r.uri: KnownFile(r.mark, r.readable, r.vanished) for r in rows}
 
 
-def touch_unchanged(engine: Engine, source_id: int, uris: Sequence[str]) -> None:
-    """Records that these were seen again as they were."""
+def touch_unchanged(engine: Engine, source_id: int, uris: Sequence[str], started: datetime) -> None:
+    """Records that these were seen again as they were, in a scan that started then."""
     with store_errors(), engine.begin() as connection:
         _take_turns(connection, source_id)
-        connection.execute(text(_TOUCH), {"source": source_id, "uris": list(uris)})
+        connection.execute(
+            text(_TOUCH), {"source": source_id, "uris": list(uris), "started": started}
+        )
 
 
 def record_files(
@@ -266,8 +268,9 @@ def _mark_vanished(connection: Connection, source_id: int, started: datetime) ->
 # Everybody who locks many locations does so in this order: scans, prune, and who sets metadata.
 IN_ORDER = 'ORDER BY uri COLLATE "C", id FOR NO KEY UPDATE'
 
+# Not before the scan: clocks are set back, and the next server's may be behind.
 _TOUCH = f"""
-UPDATE patchstore.image_location l SET last_seen = clock_timestamp()
+UPDATE patchstore.image_location l SET last_seen = greatest(clock_timestamp(), :started)
   FROM (SELECT id FROM patchstore.image_location
          WHERE source_id = :source AND uri = ANY (:uris) {IN_ORDER}) seen
  WHERE l.id = seen.id
@@ -309,7 +312,8 @@ seen AS MATERIALIZED (
 stored AS (
     INSERT INTO patchstore.image_location AS l
            (source_id, uri, size_bytes, mark, image_id, previous_image_id, error, last_seen)
-    SELECT :source, uri, size, mark, image_id, previous_image_id, error, clock_timestamp()
+    SELECT :source, uri, size, mark, image_id, previous_image_id, error,
+           greatest(clock_timestamp(), :started)
       FROM seen ORDER BY uri COLLATE "C"
     ON CONFLICT (source_id, hashtextextended(uri, 0), hashtextextended(uri, 1)) DO UPDATE SET
         size_bytes = excluded.size_bytes, mark = excluded.mark, image_id = excluded.image_id,

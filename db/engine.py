@@ -33,11 +33,20 @@ TRANSIENT_STATES = frozenset(
         *("57P01", "57P02", "57P03"),  # the server shuts down, crashed, or starts
         *("40001", "40P01", "55P03"),  # serialization, deadlock, lock not available
         *(TIMEOUT_STATE, "25P03", "57P05"),  # a timeout of a statement, a transaction, a session
-        "53300",  # too many connections
+        *("53100", "53200", "53300"),  # no room on the disk, in memory, for a connection
+        "25006",  # the server only reads: it has just become a standby, or is about to be no more
     }
 )
 CONNECTION_CLASS = "08"
 LONG_IDLE_S = 30.0
+# A server whose machine is gone says nothing: by the kernel's own limits a statement would wait for
+# its answer for two hours. https://www.postgresql.org/docs/current/libpq-connect.html
+NETWORK = {
+    "keepalives_idle": 15,  # s without a word until the first question whether it is there
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
 # Raised by our functions; a number too large for its type, as a k of ten digits; text that is not
 # of the type, or that no text of Postgres can hold; JSON that is nested too deeply.
 INVALID_QUESTION_STATES = frozenset({"22023", "22003", "22P02", "22P05", "22021", "54001"})
@@ -76,7 +85,7 @@ def make_engine(
     """An engine whose connections bind and return numpy vectors.
 
     Args:
-        url: as `parse_url` gives it.
+        url: as `parse_url` gives it; options of libpq in it go before those that are set here.
         vectors: register pgvector's types; off only where the extension may not exist yet.
         connections: how many it opens at most.
         statement_timeout_s: after which the database stops a statement.
@@ -85,9 +94,11 @@ def make_engine(
             `engine.begin` is no transaction then.
     """
     options: dict[str, int | str] = {
+        **NETWORK,
         "connect_timeout": max(2, min(10, round(wait_s))),  # libpq takes no less than 2 s
         "application_name": "patchstore",
     }
+    options = {name: value for name, value in options.items() if name not in url.query}
     if statement_timeout_s is not None:
         given = url.query.get("options", "")
         timeout = f"-c statement_timeout={round(1000 * statement_timeout_s)}"

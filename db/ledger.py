@@ -105,12 +105,20 @@ def finish_run(engine: Engine, run_id: int, state: str, summary: str | None) -> 
 def show_alive(connection: Connection, run_id: int) -> None:
     """Takes the run's advisory lock; it is held until this connection closes.
 
+    A run that lost its connection may have been taken for crashed: it is running.
     Shared: a run that connects again must not wait until Postgres notices that its old connection
     is gone.
     """
     connection.execute(
         text("SELECT pg_advisory_lock_shared(:class, :run)"),
         {"class": RUN_LOCK_CLASS, "run": run_id},
+    )
+    connection.execute(
+        text(
+            "UPDATE patchstore.ingest_run SET state = 'running', finished_at = NULL "
+            "WHERE id = :run AND state = 'crashed'"
+        ),
+        {"run": run_id},
     )
     connection.commit()
 
@@ -279,6 +287,22 @@ def release_image(engine: Engine, lease: Lease) -> None:
                 "  AND state = 'leased'"
             ),
             _key(lease),
+        )
+
+
+def give_back(engine: Engine, run_id: int) -> None:
+    """Gives back all that a run has leased, as `release_image`: it ends for reasons of its own."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE patchstore.extraction SET state = 'pending', leased_until = NULL, "
+                "  attempts = attempts - 1, updated_at = now() "
+                "WHERE state = 'leased' AND (spec_id, image_id) IN ("
+                "  SELECT spec_id, image_id FROM patchstore.extraction"
+                "   WHERE run_id = :run AND state = 'leased'"
+                "   ORDER BY image_id, spec_id FOR UPDATE)"
+            ),
+            {"run": run_id},
         )
 
 

@@ -7,7 +7,7 @@ from .catalog import IN_ORDER, PRUNE_LOCK
 from .engine import store_errors
 from .errors import SpecInUse
 from .ledger import LIVE_RUNS, lock_images
-from .specs import StoredSpec, lock_names
+from .specs import OF_ANY_SPEC, StoredSpec, lock_names
 
 IMAGES = 1_000  # that one transaction deletes: scans wait for it
 LOCK_TIMEOUT_MS = 500  # searches wait behind whoever waits to drop a partition
@@ -111,7 +111,7 @@ def _check_unused(connection: Connection, spec: StoredSpec) -> None:
     run = connection.execute(
         text(
             "SELECT id, host FROM patchstore.ingest_run "
-            f"WHERE spec_id = :spec AND state = 'running' AND id IN ({LIVE_RUNS}) LIMIT 1"
+            f"WHERE spec_id = :spec AND id IN ({LIVE_RUNS}) LIMIT 1"
         ),
         {"spec": spec.id},
     ).one_or_none()
@@ -162,7 +162,8 @@ SELECT i.id FROM patchstore.image i
 """
 
 _PRUNE = {
-    "patches": "DELETE FROM patchstore.patch_feature WHERE image_id = ANY (:images)",
+    "patches": "DELETE FROM patchstore.patch_feature "
+    f"WHERE spec_id {OF_ANY_SPEC} AND image_id = ANY (:images)",
     "extractions": "DELETE FROM patchstore.extraction WHERE image_id = ANY (:images)",
     "images": "DELETE FROM patchstore.image WHERE id = ANY (:images)",
 }

@@ -127,7 +127,8 @@ def search_many(
     """
     if options.by != "patch":
         raise InvalidQuestion("many questions at once rank patches, not images", "by")
-    _check_query(queries[0] if len(queries) else np.ones(spec.dim, np.float32), spec)
+    for query in queries:
+        _check_query(query, spec)
     arguments, values = _arguments(options)
     statement = (
         "SELECT query, (hit).* FROM patchstore.similar_patches_many("
@@ -194,7 +195,7 @@ def get_patch(engine: Engine, spec: StoredSpec, patch_id: int) -> StoredPatch:
         engine,
         f"SELECT p.* FROM {spec.partition} p JOIN patchstore.extraction e "
         "  ON e.spec_id = %(spec)s AND e.image_id = p.image_id AND e.visible "
-        "WHERE p.id = %(patch)s",
+        "WHERE p.spec_id = %(spec)s AND p.id = %(patch)s",
         f"spec {spec.name!r} has no patch {patch_id}",
         {"spec": spec.id, "patch": patch_id},
     )

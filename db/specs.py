@@ -17,6 +17,9 @@ from .metric import MAX_STORED_DIM, METRICS, Metric
 # Rows of 512 to 768 dimensions are read ten times faster when they are not moved out of line;
 # wider ones would waste most of a page each.
 INLINE_DIM = 768
+# What a condition on vectors of all specs begins with: their keys begin with the spec, and before
+# Postgres 18 no index helps without it.
+OF_ANY_SPEC = "= ANY (ARRAY (SELECT id FROM patchstore.feature_spec))"
 
 
 @dataclass(frozen=True)

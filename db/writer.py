@@ -133,7 +133,9 @@ def _states(
 def _replace(connection: Connection, spec: StoredSpec, images: Sequence[ImagePatches]) -> None:
     ids = [image.lease.image_id for image in images]
     connection.execute(
-        text(f"DELETE FROM {spec.partition} WHERE image_id = ANY (:images)"), {"images": ids}
+        # The keys begin with the spec: before Postgres 18 no index helps without it.
+        text(f"DELETE FROM {spec.partition} WHERE spec_id = :spec AND image_id = ANY (:images)"),
+        {"spec": spec.id, "images": ids},
     )
     statement = COPY.format(table=spec.partition)
     with driver_connection(connection).cursor() as cursor, cursor.copy(statement) as copy:
@@ -184,7 +186,7 @@ def _mark_done(connection: Connection, spec: StoredSpec, expected: Mapping[int, 
             "UPDATE patchstore.extraction e SET state = 'done', patch_count = p.count, "
             "  error = NULL, leased_until = NULL, updated_at = now() "
             f"FROM (SELECT image_id, count(*) FROM {spec.partition} "
-            "       WHERE image_id = ANY (:images) GROUP BY image_id) p "
+            "       WHERE spec_id = :spec AND image_id = ANY (:images) GROUP BY image_id) p "
             "WHERE e.spec_id = :spec AND e.image_id = p.image_id "
             "RETURNING e.image_id, e.patch_count"
         ),

@@ -24,12 +24,12 @@ from .pooling import check_poolable, finite
 from .spec import PENULTIMATE, FeatureSpec, Metric, Mode, Pooling, Recipe
 from .weights import (
     WeightsSource,
-    checkpoint_folder,
     default_entry,
     find_weights,
     load_tensors,
     read_tensors,
     tensor_digest,
+    weights_place,
 )
 
 _CLASSES = 1000
@@ -162,7 +162,7 @@ def load_backbone(spec: FeatureSpec, weights_source: str, exports: Path | None =
     Raises:
         WeightsError: when the weights cannot be had, or hash to something else.
     """
-    source = find_weights(spec.backbone, _weights_place(spec, weights_source))
+    source = find_weights(spec.backbone, weights_place(spec.weights, weights_source))
     network, found = _load(spec.backbone, source, spec.layer, spec.pooling, spec.mode)
     if found != spec.weights_sha256:
         raise WeightsError(
@@ -178,18 +178,6 @@ def backbone_names() -> list[str]:
     """List torchvision's classification networks, sorted."""
     names: list[str] = list_models(module=models)
     return names
-
-
-def _weights_place(spec: FeatureSpec, weights_source: str) -> str:
-    path = Path(weights_source)
-    if not path.is_absolute() or path.is_file():
-        return weights_source
-    elsewhere = checkpoint_folder() / spec.weights
-    if not elsewhere.is_file():
-        raise WeightsError(
-            f"weights file {path} is gone; put it back there, or a copy to {elsewhere}"
-        )
-    return str(elsewhere)
 
 
 def _check(recipe: Recipe) -> str:

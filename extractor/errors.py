@@ -9,6 +9,7 @@ ExtractorError
     ├ NotAnImage           no format that is read
     ├ TruncatedImage       cut off or corrupt: the header was read, the pixels were not
     ├ ImageTooLarge        the header claims more pixels than allowed (a decompression bomb)
+    ├ ImageChanged         not the content any more that is meant
     ├ ImageTooSmall        smaller than every patch under the edge policy 'drop'
     └ DegenerateFeatures   the network gave NaN, infinity or a zero vector
 
@@ -53,6 +54,10 @@ class TruncatedImage(ImageError):
 
 class ImageTooLarge(ImageError):
     """More pixels than the limit."""
+
+
+class ImageChanged(ImageError):
+    """Another content than the one that is meant."""
 
 
 class ImageTooSmall(ImageError):

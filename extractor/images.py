@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import io
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +22,20 @@ from PIL import IcnsImagePlugin, IcoImagePlugin, Image, UnidentifiedImageError, 
 from PIL.ContainerIO import ContainerIO
 
 from .colour import to_rgb
-from .errors import EmptyImageFile, ImageError, ImageTooLarge, NotAnImage, TruncatedImage
+from .errors import (
+    EmptyImageFile,
+    ImageChanged,
+    ImageError,
+    ImageTooLarge,
+    NotAnImage,
+    TruncatedImage,
+)
 
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a bomb
 # They start a program (Ghostscript), draw by the operating system, or are stubs without pixels.
 _REFUSED = frozenset({"EPS", "WMF", "EMF", "MPEG", "GRIB", "HDF5", "BUFR", "PDF"})
 _ORIENTATION = 0x0112
+_BYTES_A_PIXEL = 16  # four floats: no file of an image has more, but for its metadata
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,7 +64,7 @@ def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         ImageError: when these bytes can never be read; the text is the reason.
         OSError: when the file cannot be read now; the same call may succeed later.
     """
-    data = source.read_bytes() if isinstance(source, Path) else source
+    data = read_content(source, max_pixels=max_pixels) if isinstance(source, Path) else source
     with _pillow_errors(), _open(io.BytesIO(data), max_pixels) as image:
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
@@ -62,15 +72,53 @@ def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         return to_rgb(image if turn is None else image.transpose(turn))
 
 
-def read_size(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+def read_content(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """Read the bytes of an image's file, unless there are more than any image has.
+
+    Raises:
+        ImageTooLarge: more than `max_pixels` could take: reading them might take all memory.
+        OSError: when the file cannot be read now.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _BYTES_A_PIXEL * max_pixels:
+            raise ImageTooLarge(
+                f"the file has {size:,} bytes, more than an image of {max_pixels} pixels takes; "
+                "raise PATCHSTORE_MAX_PIXELS if it is one"
+            )
+        return file.read()
+
+
+def read_stored(
+    path: Path, sha256: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Decode the file of a stored image, as `read_image`, if it still is that image.
+
+    Raises:
+        ImageChanged: its SHA-256 is another one now.
+        ImageError, OSError: as `read_image`.
+    """
+    content = read_content(path, max_pixels=max_pixels)
+    if hashlib.sha256(content).digest() != sha256:
+        raise ImageChanged("it has changed since it was ingested")
+    return read_image(content, max_pixels=max_pixels)
+
+
+def read_size(
+    source: bytes | Path | BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[int, int]:
     """Read the upright (width, height) in pixels from the header; no pixel is decoded.
+
+    Args:
+        source: the encoded bytes, the path of a file, or the file itself, which stays open.
+        max_pixels: what the header may claim.
 
     Raises:
         ImageError: when the header can never be read, or claims more than `max_pixels`.
         OSError: when the file cannot be read now.
     """
     with (
-        source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
+        _opened(source) as file,
         _pillow_errors(),
         _open(file, max_pixels) as image,
     ):
@@ -79,6 +127,15 @@ def read_size(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         # Pillow gives the size of a turned TIFF as upright already.
         turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else image.size
+
+
+def _opened(source: bytes | Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if isinstance(source, Path):
+        return source.open("rb")
+    source.seek(0)
+    return nullcontext(source)
 
 
 @lru_cache(maxsize=1)

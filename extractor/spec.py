@@ -77,15 +77,6 @@ class FeatureSpec(BaseModel):
         """Write the recipe in the one way that is hashed: sorted keys, no spaces, ASCII."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
-    def differences(self, other: FeatureSpec) -> list[str]:
-        """Say field by field, in order, where two recipes differ: ``stride: 112 != 56``."""
-        ours, theirs = self.model_dump(), other.model_dump()
-        return [
-            f"{name}: {ours[name]} != {theirs[name]}"
-            for name in type(self).model_fields
-            if ours[name] != theirs[name]
-        ]
-
 
 @dataclass(frozen=True)
 class Recipe:

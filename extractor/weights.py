@@ -148,13 +148,35 @@ def local_file(source: WeightsSource) -> Path | None:
     return source.path if source.entry is None else _checkpoint(source.entry)
 
 
-def checkpoint_folder() -> Path:
+def weights_place(label: str, weights_source: str) -> str:
+    """Where a spec's weights are on this machine, as `find_weights` takes it.
+
+    Args:
+        label: the recipe's `weights`; of a file, its name.
+        weights_source: what the spec was added with; a file that is gone there may lie, by its
+            name, in torch's own folder of checkpoints.
+
+    Raises:
+        WeightsError: the file is in neither place.
+    """
+    path = Path(weights_source)
+    if not path.is_absolute() or path.is_file():
+        return weights_source
+    elsewhere = _checkpoint_folder() / label
+    if not elsewhere.is_file():
+        raise WeightsError(
+            f"weights file {path} is gone; put it back there, or a copy to {elsewhere}"
+        )
+    return str(elsewhere)
+
+
+def _checkpoint_folder() -> Path:
     """Where torch and we look for weight files: ``$TORCH_HOME/hub/checkpoints``."""
     return Path(torch.hub.get_dir()).expanduser() / "checkpoints"
 
 
 def _checkpoint(entry: WeightsEnum) -> Path:
-    return checkpoint_folder() / Path(urlsplit(entry.url).path).name
+    return _checkpoint_folder() / Path(urlsplit(entry.url).path).name
 
 
 def _random(weights: str) -> WeightsSource:

@@ -72,7 +72,10 @@ def extract_patches(
     troubled: list[str] = []
     for lease in batch.unread():
         try:
-            content = source.read(lease.uri)
+            content = source.read(lease.uri, max_pixels)
+        except ImageError as error:
+            batch.failed[lease.image_id] = str(error)
+            continue
         except FileNotFoundError:
             batch.released.add(lease.image_id)  # the next scan finds it vanished
             continue
@@ -197,6 +200,8 @@ def _extract_each(
         try:
             results.extend(extract([image]))
         except Exception as error:
+            if is_transient(error):
+                raise
             results.append(error)
     if not any(isinstance(result, PatchFeatures | ImageError) for result in results):
         raise next(result for result in results if isinstance(result, Exception))

@@ -9,10 +9,11 @@ FlowError
 ├── NotificationError     no such notification block: a person must act
 └── TransientReadError    some files of a batch could not be read just now: try again
 
-`is_transient` is the one place that decides what a task tries again.
+`is_transient` is the one place that decides what a task tries again, `is_of_the_run` whether an
+image may be to blame for what ended a run.
 """
 
-from db.errors import TransientStoreError
+from db.errors import CountMismatch, StoreError, TransientStoreError
 
 
 class FlowError(Exception):
@@ -51,3 +52,15 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same step may succeed when tried again: connections, locks, time-outs."""
     kinds = TransientStoreError | TransientReadError | PrefectApiAway
     return isinstance(error, kinds | TimeoutError | ConnectionError)
+
+
+def is_of_the_run(error: BaseException) -> bool:
+    """Whether a run ended for reasons of its own: it was stopped, the store or the API failed it.
+
+    Whatever else a run ends by, an image may have caused, and would again.
+    """
+    if not isinstance(error, Exception):  # Ctrl-C, a signal, Prefect's cancellation
+        return True
+    return is_transient(error) or (
+        isinstance(error, StoreError) and not isinstance(error, CountMismatch)
+    )

@@ -4,7 +4,7 @@ import logging
 
 from sqlalchemy import Engine
 
-from db.index import build_index, is_outgrown, rebuild_index
+from db.index import build_index, drop_leftovers, is_indexed, is_outgrown, rebuild_index
 from db.settings import StoreSettings
 from db.specs import StoredSpec
 
@@ -14,7 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 def keep_index(engine: Engine, stored: StoredSpec) -> bool:
-    """Builds the index where it is due and missing; True if it was built now."""
+    """Builds the index where it is due and missing; True if it was built now.
+
+    What a killed build left beside an index that stands is dropped.
+    """
+    if is_indexed(engine, stored) and (left := drop_leftovers(engine, stored)):
+        logger.info("dropped %d indexes that killed builds of %s left", left, stored.name)
     settings = StoreSettings()
     if is_outgrown(engine, stored):
         logger.warning(

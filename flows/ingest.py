@@ -20,8 +20,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from sqlalchemy import Engine
 
 from db.catalog import ScanCounts, open_source
-from db.ledger import LeaseLimits, finish_run, reclaim, start_run
-from db.reports import failures, status
+from db.errors import StoreError
+from db.ledger import LeaseLimits, finish_run, give_back, reclaim, start_run
+from db.reports import Failure, failures, status
 from db.reports import source_id as known_source
 from db.server import connect
 from db.settings import StoreSettings
@@ -33,7 +34,7 @@ from extractor.spec import FeatureSpec
 from .artifacts import outcome, publish, tag_run
 from .batch import Batch
 from .environment import let_libraries_log
-from .errors import SourceError
+from .errors import SourceError, is_of_the_run
 from .gpu import gpu_slot
 from .heartbeat import Heartbeat
 from .indexing import keep_index
@@ -112,12 +113,16 @@ def ingest(request: IngestRequest) -> State[Any]:
     try:
         with Heartbeat(engine, run.id, StoreSettings().lease_s):
             summary = _ingest(run, request)
+        summary.seconds = round(time.monotonic() - begun, 3)
+        summary.patches_per_second = round(summary.patches / summary.seconds, 1)
+        failed = _finish(run, summary)
     except BaseException as error:
-        finish_run(engine, run.id, "failed", json.dumps({"error": _why(error)}))
+        _note_failure(run, error)
         raise
-    summary.seconds = round(time.monotonic() - begun, 3)
-    summary.patches_per_second = round(summary.patches / summary.seconds, 1)
-    return _finish(run, summary)
+    publish(folder.root, stored.name, summary, failed, run.tally)
+    ears.finished(summary)
+    name = "CompletedWithErrors" if summary.is_troubled else "Completed"
+    return Completed(name=name, message=outcome(summary))
 
 
 def _ingest(run: _Run, request: IngestRequest) -> Summary:
@@ -212,22 +217,27 @@ def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> Batch:
     return batch
 
 
-def _finish(run: _Run, summary: Summary) -> State[Any]:
+def _note_failure(run: _Run, error: BaseException) -> None:
+    """Records why a run ended; what it had leased was no attempt where no image can be to blame."""
+    try:
+        finish_run(run.engine, run.id, "failed", json.dumps({"error": _why(error)}))
+        if is_of_the_run(error):
+            give_back(run.engine, run.id)
+    except StoreError as second:  # the first one is what a person must hear of
+        get_run_logger().warning("run %d could not be recorded as failed: %s", run.id, second)
+
+
+def _finish(run: _Run, summary: Summary) -> list[Failure]:
+    """Completes the summary and records the run as completed; returns what failed of its source."""
     standing = run.standing()
     summary.done = standing["done"]
     summary.failed = standing["failed"]
     summary.pending = standing["pending"] + standing["leased"]
     failed = failures(run.engine, source_id=run.source_id, spec=run.stored.name)
     summary.reasons = dict(Counter(failure.reason for failure in failed).most_common(10))
-    troubled = bool(summary.failed or summary.unlisted)
-    state = "completed_with_errors" if troubled else "completed"
+    state = "completed_with_errors" if summary.is_troubled else "completed"
     finish_run(run.engine, run.id, state, json.dumps(summary.as_json()))
-    publish(run.folder.root, run.stored.name, summary, failed, run.tally)
-    run.ears.finished(summary)
-    message = outcome(summary)
-    if troubled:
-        return Completed(name="CompletedWithErrors", message=message)
-    return Completed(message=message)
+    return failed
 
 
 def _summary(counts: ScanCounts, folder: FolderSource) -> Summary:

@@ -30,6 +30,7 @@ MODULE = "flows.local_server"
 LINGER_S = 120.0
 POLL_S = 2.0
 START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 15.0
 EXEC_TRIES = 25
 
 _in_use: dict[Path, int] = {}  # file descriptors, held open, and so locked, until this process ends
@@ -99,12 +100,22 @@ def ensure(folder: Path) -> LocalServer:
 
 
 def stop(folder: Path) -> bool:
-    """Stops the home's server; False if none was running."""
-    pid = _read(folder).get("pid")
-    if not _is_alive(pid):
+    """Stops the home's server, and waits until it is gone; False if none was running.
+
+    Whoever wants one meanwhile waits, too, and starts a new one.
+    """
+    if not folder.is_dir():
         return False
-    with suppress(ProcessLookupError):
-        os.kill(int(pid or 0), signal.SIGTERM)
+    with _exclusively(folder / "server.lock"):
+        pid = _read(folder).get("pid")
+        if not _is_alive(pid):
+            return False
+        with suppress(ProcessLookupError):
+            os.kill(int(pid or 0), signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while _is_alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (folder / "server.json").unlink(missing_ok=True)
     return True
 
 
@@ -127,17 +138,35 @@ def serve(folder: Path, port: int) -> None:
 
 
 def _leave_when_idle(folder: Path) -> None:
-    idle_since = time.monotonic()
-    while time.monotonic() - idle_since < LINGER_S:
+    used_at = time.monotonic()
+    while True:
         time.sleep(POLL_S)
         try:
-            with (folder / "in-use.lock").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            idle_since = time.monotonic()
+            if _is_in_use(folder):
+                used_at = time.monotonic()
+            elif time.monotonic() - used_at >= LINGER_S and _resigned(folder):
+                break
         except OSError:
             break  # the home is gone
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _resigned(folder: Path) -> bool:
+    """Whether the next command will start a server of its own: none has just begun to use this."""
+    with _exclusively(folder / "server.lock"):
+        if _is_in_use(folder):
+            return False
+        (folder / "server.json").unlink(missing_ok=True)
+    return True
+
+
+def _is_in_use(folder: Path) -> bool:
+    with (folder / "in-use.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _settings(server: LocalServer) -> dict[str, str]:

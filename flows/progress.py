@@ -43,6 +43,11 @@ class Summary:
     unlisted: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def is_troubled(self) -> bool:
+        """Whether some images or folders did not go through."""
+        return bool(self.failed or self.unlisted)
+
     def as_json(self) -> dict[str, Any]:
         """The summary as plain values."""
         return asdict(self)

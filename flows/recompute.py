@@ -1,6 +1,5 @@
 """Stored vectors against the same patches, computed again in float32 on the CPU."""
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from extractor.device import Way
 from extractor.errors import ImageError
 from extractor.features import FeatureExtractor
 from extractor.grid import PatchGrid, spec_grid
-from extractor.images import read_image
+from extractor.images import read_stored
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 from extractor.uris import path_of
@@ -71,16 +70,8 @@ def recompute(stored: StoredSpec, sample: Sequence[SampledPatch]) -> Recomputed:
 def _read(patch: SampledPatch, max_pixels: int) -> NDArray[np.uint8] | None:
     """The image as it was when its vectors were computed; None where it is not there any more."""
     try:
-        content = path_of(patch.uri).read_bytes()
-    except OSError as error:
-        logger.info("%s cannot be read: %s", patch.uri, error.strerror or error)
-        return None
-    if hashlib.sha256(content).digest() != patch.sha256:
-        logger.info("%s has other content now", patch.uri)
-        return None
-    try:
-        return read_image(content, max_pixels=max_pixels)
-    except ImageError as error:
+        return read_stored(path_of(patch.uri), patch.sha256, max_pixels=max_pixels)
+    except (OSError, ImageError) as error:
         logger.info("%s: %s", patch.uri, error)
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import islice
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from sqlalchemy import Engine
 
@@ -56,7 +56,7 @@ def scan(
             known = known_files(engine, source_id, [file.uri for file in chunk])
             unchanged = [file.uri for file in chunk if is_unchanged(file, known.get(file.uri))]
             if unchanged:
-                touch_unchanged(engine, source_id, unchanged)
+                touch_unchanged(engine, source_id, unchanged, started)
                 counts.found += len(unchanged)
                 counts.unchanged += len(unchanged)
             same = set(unchanged)
@@ -88,20 +88,21 @@ def is_unchanged(file: FoundFile, known: KnownFile | None) -> bool:
 
 
 def look(source: FolderSource, file: FoundFile) -> SeenFile:
-    """Reads a file for its digest and the size in its header."""
+    """Reads a file for its digest and the size in its header, in little memory."""
     if file.error is not None:
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=file.error)
     try:
-        content = source.read(file.uri)
+        with source.open(file.uri) as content:
+            digest = hashlib.file_digest(content, "sha256").digest()
+            size_bytes = content.tell()
+            width, height = header_size(content)
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=reason)
-    width, height = header_size(content)
-    digest = hashlib.sha256(content).digest()
-    return SeenFile(file.uri, len(content), file.mark, digest, width, height)
+    return SeenFile(file.uri, size_bytes, file.mark, digest, width, height)
 
 
-def header_size(content: bytes) -> tuple[int | None, int | None]:
+def header_size(content: BinaryIO) -> tuple[int | None, int | None]:
     """Width and height by the header; unknown where it is broken: reading will say why."""
     try:
         return read_size(content)

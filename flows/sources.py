@@ -4,9 +4,10 @@ import mimetypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
-from extractor.images import image_suffixes
+from extractor.images import image_suffixes, read_content
 from extractor.uris import absolute, path_of, uri_of
 
 from .errors import SourceError
@@ -77,12 +78,16 @@ class FolderSource:
                 else:
                     yield _found(path)
 
-    def read(self, uri: str) -> bytes:
-        """The bytes of a file. Raises OSError."""
-        return path_of(uri).read_bytes()
+    def open(self, uri: str) -> BufferedReader:
+        """A file, to be read from its start. Raises OSError."""
+        return path_of(uri).open("rb")
+
+    def read(self, uri: str, max_pixels: int) -> bytes:
+        """The bytes of a file. Raises OSError; ImageTooLarge, as `read_content`."""
+        return read_content(path_of(uri), max_pixels=max_pixels)
 
     def _note_unlisted(self, error: OSError) -> None:
-        self.unlisted.append(f"{error.filename}: {error.strerror}")
+        self.unlisted.append(f"{uri_of(Path(error.filename))}: {error.strerror}")
 
 
 def looks_like_image(path: Path, suffixes: frozenset[str]) -> bool:

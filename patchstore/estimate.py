@@ -160,7 +160,8 @@ def _measure(
 
 def _decode(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> DecodedImage | None:
     try:
-        pixels = read_image(source.read(file.uri), max_pixels=ExtractorSettings().max_pixels)
+        max_pixels = ExtractorSettings().max_pixels
+        pixels = read_image(source.read(file.uri, max_pixels), max_pixels=max_pixels)
         grid = spec_grid(spec, pixels.shape[1], pixels.shape[0])
     except (OSError, ImageError):
         return None

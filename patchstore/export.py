@@ -1,5 +1,6 @@
 """Writing a spec's matrix to a file: `.npz` for numpy, `.parquet` for everything else."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,14 @@ def check_target(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to; it takes that name when the block ends without an error.
 
-    A device or a pipe is written to as it is.
+    Its own name is new: two that write the same file at once do not meet. A device or a pipe is
+    written to as it is.
 
     Raises:
         PatchstoreError: it cannot be written.
     """
     special = path.exists() and not path.is_file()
-    partial = path if special else path.with_name(path.name + ".partial")
+    partial = path if special else path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         if not special:

@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw
 from sqlalchemy import Engine
 
 from db.browse import get_image
+from db.errors import NotFound
 from db.search import Box, Hit
 from extractor.arrays import Region
 from extractor.errors import ImageError
-from extractor.images import read_image
+from extractor.images import read_stored
+from extractor.settings import ExtractorSettings
 from extractor.uris import path_of
 
 from .export import whole_file
@@ -43,14 +45,16 @@ def render(
     if asked.box is not None:
         picture = asked.picture
         if picture is None:
-            picture = _read(path_of(get_image(engine, asked.image_ids[0]).uri))
+            picture = _read(engine, asked.image_ids[0])
         question = (
             '<div class="question">'
             + _figure(_marked(picture, asked.box), "the question, in its image")
             + _figure(_crop(picture, asked.box), f"asked for: {_box(asked.box)}")
             + "</div>"
         )
-    items = "".join(f"<li>{_hit(rank, hit, metric)}</li>" for rank, hit in enumerate(hits, start=1))
+    items = "".join(
+        f"<li>{_hit(engine, rank, hit, metric)}</li>" for rank, hit in enumerate(hits, start=1)
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -67,10 +71,10 @@ def write(path: Path, page: str) -> None:
         partial.write_text(page, encoding="utf-8")
 
 
-def _hit(rank: int, hit: Hit, metric: str) -> str:
+def _hit(engine: Engine, rank: int, hit: Hit, metric: str) -> str:
     agreed = "" if hit.matched is None else f'<span class="matched">{hit.matched} agree</span>'
     return _figure(
-        _marked(_read(path_of(hit.uri)), hit.box),
+        _marked(_read(engine, hit.image_id), hit.box),
         f'<span class="measured">{rank}. <b class="distance">{hit.distance:.4f}</b> {metric}</span>'
         f'<span class="name" title="{html.escape(hit.uri)}">'
         f"{html.escape(PurePath(hit.uri).name)}</span>"
@@ -91,10 +95,16 @@ def _box(box: Box) -> str:
     return f"x {x}, y {y}, {width}\u00a0×\u00a0{height}"
 
 
-def _read(path: Path) -> Pixels | None:
+def _read(engine: Engine, image_id: int) -> Pixels | None:
+    """A stored image; None where it cannot be shown any more."""
     try:
-        return read_image(path)
-    except (OSError, ImageError):
+        image = get_image(engine, image_id)
+        return read_stored(
+            path_of(image.uri),
+            bytes.fromhex(image.sha256),
+            max_pixels=ExtractorSettings().max_pixels,
+        )
+    except (NotFound, OSError, ImageError):
         return None
 
 

@@ -16,7 +16,7 @@ from db.browse import ImageRow, get_image, get_patch_row
 from db.search import Box
 from extractor.arrays import Region
 from extractor.errors import ImageError
-from extractor.images import read_image
+from extractor.images import read_stored
 from extractor.settings import ExtractorSettings
 from extractor.uris import path_of
 
@@ -107,16 +107,13 @@ class Pictures:
     @cachedmethod(attrgetter("_originals"), condition=attrgetter("_read"))
     def _original(self, file: _File) -> NDArray[np.uint8]:
         """The pixels of a stored image; only of exactly the content that was stored."""
+        limit = ExtractorSettings().max_pixels
         try:
-            content = path_of(file.uri).read_bytes()
+            return read_stored(path_of(file.uri), bytes.fromhex(file.sha256), max_pixels=limit)
         except OSError as error:
             raise _gone(file.uri, error) from error
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise Problem(_GONE, f"{file.uri} has changed since it was ingested")
-        try:
-            return read_image(content, max_pixels=ExtractorSettings().max_pixels)
         except ImageError as error:
-            raise Problem(_GONE, f"{file.uri} cannot be read: {error}") from error
+            raise Problem(_GONE, f"{file.uri} cannot be shown: {error}") from error
 
 
 def _encoded(shown: Image.Image, side: int) -> bytes:

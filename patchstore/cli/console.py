@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-OK = 0
 FAILED = 1
 SOME_IMAGES_FAILED = 3
 SOMETHING_WRONG = 3

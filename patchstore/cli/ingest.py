@@ -125,7 +125,7 @@ def ingest(
             say(f"  {line}")
         if server is not None:
             say(f"  the run in Prefect, for a while: {server.ui_url}/runs")
-    if summary.failed or summary.unlisted:
+    if summary.is_troubled:
         raise SystemExit(SOME_IMAGES_FAILED)
 
 

@@ -161,15 +161,16 @@ def _shared_memory_mb(engine: Engine, workers: int) -> int:
 def check_weights(engine: Engine) -> Iterator[Finding]:
     """That each spec's weights are on this machine; nothing is downloaded."""
     from extractor.errors import WeightsError
-    from extractor.weights import find_weights, local_file
+    from extractor.weights import find_weights, local_file, weights_place
 
     for spec in list_specs(engine):
         name = f"weights of {spec.name}"
         try:
-            path = local_file(find_weights(spec.recipe["backbone"], spec.weights_source))
-        except WeightsError:
+            place = weights_place(spec.recipe["weights"], spec.weights_source)
+            path = local_file(find_weights(spec.recipe["backbone"], place))
+        except WeightsError as error:
             text = f"{spec.weights_source} is not on this machine"
-            yield problem(name, text, "put the file there, or add the spec again with its new path")
+            yield problem(name, text, str(error))
             continue
         if path is None or path.exists():
             yield ok(name, str(path or spec.weights_source))

@@ -196,6 +196,15 @@ def test_the_page_shows_pictures_from_nowhere_else(
     assert "http" not in text
 
 
+def test_the_page_shows_no_picture_but_the_one_that_was_stored(
+    command: Any, ingested: Path, paint: Paint, tmp_path: Path
+) -> None:
+    paint("1.png", 99)
+    page = tmp_path / "result.html"
+    command("search", "--image", ingested / "0.png", "-k", 27, "--html", page)
+    assert page.read_text().count("the picture cannot be read any more") == 9
+
+
 def test_prune_deletes_what_vanished(command: Any, ingested: Path) -> None:
     (ingested / "0.png").unlink()
     command("ingest", ingested, "--spec", "tiny")

@@ -65,7 +65,7 @@ class Store:
             for uri, content in files.items()
             if not touched and uri in known and known[uri] == as_known(content)
         ]
-        catalog.touch_unchanged(self.engine, source, same)
+        catalog.touch_unchanged(self.engine, source, same, started)
         seen = [seen_file(uri, content) for uri, content in files.items() if uri not in same]
         counts = catalog.record_files(self.engine, source, spec, seen, started)
         counts.found += len(same)

@@ -1,6 +1,7 @@
 """What a scan makes of the files it sees."""
 
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -60,6 +61,17 @@ def test_a_vanished_file_is_counted_once(store, spec):
     store.scan(spec, {"a": "1", "b": "2"})
     assert counted(store.scan(spec, {"a": "1"})) == {"found": 1, "unchanged": 1, "vanished": 1}
     assert counted(store.scan(spec, {"a": "1"})) == {"found": 1, "unchanged": 1}
+
+
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_clock_that_is_set_back_during_a_scan_makes_no_file_vanish(
+    store, spec, monkeypatch, touched
+):
+    store.ingest(spec, {"a": "1"})
+    ahead = catalog.start_scan(store.engine) + timedelta(hours=1)
+    monkeypatch.setattr(catalog, "start_scan", lambda _engine: ahead)
+    assert store.scan(spec, {"a": "1", "b": "2"}, touched=touched).vanished == 0
+    assert store.shown(spec) == {"a"}
 
 
 def test_a_file_that_comes_back_is_known(store, spec):

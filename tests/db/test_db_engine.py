@@ -28,7 +28,7 @@ MEANINGS = [
     *[(state, SchemaError) for state in sorted(under_test.MISSING_SCHEMA_STATES)],
     *[(state, InvalidQuestion) for state in sorted(under_test.INVALID_QUESTION_STATES)],
     ("P0002", NotFound),
-    *[(state, ConfigurationError) for state in ("42501", "23505", "23514", "53100", "54000")],
+    *[(state, ConfigurationError) for state in ("42501", "23505", "23514", "54000")],
 ]
 
 
@@ -153,3 +153,14 @@ def test_pgvector_off_the_search_path_is_said_with_its_schema(engine, admin):
     admin.execute("DROP EXTENSION vector CASCADE")
     with pytest.raises(SchemaError, match=r"no pgvector extension; run: patchstore db upgrade"):
         engine.connect()
+
+
+@pytest.mark.parametrize(("query", "idle"), [({}, "15"), ({"keepalives_idle": "7"}, "7")])
+def test_a_server_that_falls_silent_is_noticed_unless_the_url_says_otherwise(
+    module_store, query, idle
+):
+    engine = make_engine(module_store.engine.url.update_query_dict(query))
+    with engine.connect() as connection:
+        set_ = under_test.driver_connection(connection).info.get_parameters()
+    engine.dispose()
+    assert (set_["keepalives_idle"], set_["tcp_user_timeout"]) == (idle, "30000")

@@ -105,6 +105,18 @@ def test_giving_an_image_back_is_no_attempt(store, spec):
     assert store.scalar("SELECT attempts FROM patchstore.extraction") == 0
 
 
+def test_what_a_run_gives_back_was_no_attempt_and_what_it_has_done_stays(store, spec):
+    store.scan(spec, files(3))
+    run, other = store.run(spec), store.run(spec)
+    done, _ = store.lease(spec, run, images=2)
+    store.write(spec, done)
+    store.lease(spec, other)
+    ledger.give_back(store.engine, run)
+    assert states(store) == {"done": 1, "pending": 1, "leased": 1}
+    assert store.scalar("SELECT attempts FROM patchstore.extraction WHERE state = 'pending'") == 0
+    assert store.lease(spec, run) == []
+
+
 def test_a_run_leases_only_what_its_source_shows_now(store, spec):
     store.scan(spec, {"a": "1", "gone": "2"})
     store.scan(spec, {"b": "3"}, root="file:///elsewhere")
@@ -228,6 +240,15 @@ def test_a_run_that_died_is_marked_as_crashed_by_the_next(store, spec):
         newest = store.run(spec)
         runs = {run.id: run.state for run in reports.last_runs(store.engine)}
     assert runs == {dead: "crashed", alive: "running", newest: "running"}
+
+
+def test_a_run_that_was_taken_for_dead_and_connects_again_is_running(store, spec):
+    run = store.run(spec)
+    store.sql("UPDATE patchstore.ingest_run SET started_at = now() - interval '1 hour'")
+    store.run(spec)
+    with store.alive(run):
+        runs = {run.id: (run.state, run.finished_at) for run in reports.last_runs(store.engine)}
+    assert runs[run] == ("running", None)
 
 
 def test_a_run_that_died_is_reported_as_crashed_before_any_other_begins(store, spec):

@@ -198,6 +198,14 @@ def test_a_spec_that_a_run_is_computing_is_not_removed(store, spec):
         remove_spec(store.engine, spec)
 
 
+def test_a_spec_is_not_removed_under_a_live_run_whatever_is_recorded_of_it(store, spec):
+    run = store.run(spec)
+    with store.alive(run):
+        store.sql("UPDATE patchstore.ingest_run SET state = 'crashed'")
+        with pytest.raises(SpecInUse, match="being computed"):
+            remove_spec(store.engine, spec)
+
+
 def test_a_removal_waits_for_a_search_and_keeps_no_other_from_starting(store, spec, monkeypatch):
     monkeypatch.setattr(db.prune, "LOCK_TIMEOUT_MS", 20)
     other = store.spec("other")

@@ -436,6 +436,13 @@ def test_many_questions_have_the_answers_of_each(world):
     assert search_many(world.engine, world.specs[PLAIN], queries[:0]) == []
 
 
+def test_one_bad_vector_among_many_is_refused_as_by_itself(world):
+    queries = np.ones((3, DIM), np.float32)
+    queries[2, 0] = np.nan
+    with pytest.raises(InvalidQuestion, match="NaN"):
+        search_many(world.engine, world.specs[PLAIN], queries)
+
+
 def rows(world, statement, **values):
     with world.engine.connect() as connection, store_errors():
         return connection.execute(text(statement), values).all()

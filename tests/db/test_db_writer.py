@@ -4,8 +4,9 @@ import threading
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
-from db import ledger, writer
+from db import audit, browse, ledger, prune, writer
 from db.errors import StoreError, TransientStoreError
 from db.writer import ImagePatches, replace_patches
 
@@ -218,3 +219,24 @@ def test_writers_and_scans_in_opposite_order_never_deadlock(store, spec):
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_every_statement_about_vectors_names_their_spec(store, spec):
+    """Their keys begin with it: before Postgres 18 others read the whole partition."""
+    statements = []
+    event.listen(
+        store.engine, "before_cursor_execute", lambda *given: statements.append(given[2].lower())
+    )
+    store.ingest(spec, {"a": "1", "b": "2"})
+    (patch, image) = store.sql("SELECT id, image_id FROM patchstore.patch_feature LIMIT 1")[0]
+    browse.get_patch_row(store.engine, patch)
+    audit.requeue(store.engine, spec, [image])
+    store.scan(spec, {})
+    prune.prune(store.engine)
+    about = [
+        each
+        for each in statements
+        if "patch_feature" in each and each.startswith(("delete", "update", "select p.id"))
+    ]
+    assert len(about) >= 5
+    assert [each for each in about if "spec_id" not in each] == []

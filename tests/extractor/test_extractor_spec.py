@@ -64,10 +64,3 @@ def test_digests_are_equal_exactly_when_recipes_are(a, b):
 
 def test_whole_and_real_numbers_of_the_same_value_have_one_digest():
     assert FeatureSpec(**FIELDS, scales=(1,)).digest == FeatureSpec(**FIELDS).digest
-
-
-def test_differences_are_said_field_by_field():
-    one = FeatureSpec(**FIELDS)
-    other = one.model_copy(update={"stride": 56, "edge": "pad"})
-    assert one.differences(other) == ["stride: 112 != 56", "edge: cover != pad"]
-    assert one.differences(one) == []

@@ -1,6 +1,7 @@
 """The three steps of a batch: each can be tried again, and one bad image stops nothing."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +87,7 @@ def test_a_file_that_cannot_be_read_just_now_is_tried_again_and_fails_on_the_las
     batch = Batch(1, [lease_of(good, 1), lease_of(bad, 2)])
     reads: list[str] = []
 
-    def broken(_source: FolderSource, uri: str) -> bytes:
+    def broken(_source: FolderSource, uri: str, _max_pixels: int) -> bytes:
         reads.append(Path(uri).name)
         if uri == str(bad):
             raise OSError(5, "Input/output error")
@@ -139,6 +140,30 @@ def test_a_device_that_fails_every_image_stops_the_run_and_blames_no_image(
     with pytest.raises(RuntimeError, match="no device"):
         steps.compute_features(batch, dead, ContactSheet())
     assert not batch.failed
+
+
+def test_a_passing_trouble_while_the_one_bad_image_is_looked_for_blames_none(
+    folder: Path, paint: Paint
+) -> None:
+    batch = Batch(1, [lease_of(paint("a.png", 1), 1), lease_of(paint("b.png", 2), 2)])
+    read(batch, folder)
+
+    def away(images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+        if len(images) == 1:
+            raise TransientStoreError("the store is away")
+        raise RuntimeError("the kernel died")
+
+    with pytest.raises(TransientStoreError):
+        steps.compute_features(batch, away, ContactSheet())
+    assert not batch.failed
+
+
+def test_a_file_larger_than_any_image_fails_and_is_not_read(folder: Path, paint: Paint) -> None:
+    lease = lease_of(paint("a.png", 1), 1)
+    os.truncate(lease.uri, 16 * 10**6 + 1)
+    batch = Batch(1, [lease])
+    assert read(batch, folder) == 0
+    assert "16,000,001 bytes, more than an image of 1000000 pixels takes" in batch.failed[1]
 
 
 def test_a_second_try_writes_only_what_the_first_did_not(

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import Engine, text
 
-from db.errors import TransientStoreError
+from db.errors import ConfigurationError, TransientStoreError
 from db.reports import failures, last_runs, patch_matrix, status
 from db.search import SearchOptions, search
 from db.specs import StoredSpec
@@ -230,6 +230,56 @@ def test_a_run_that_is_interrupted_says_so(
         ingest()
     (run,) = last_runs(store)
     assert (run.state, run.summary) == ("failed", {"error": "interrupted"})
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ConfigurationError("the database refused: permission denied"), 0),
+        (KeyboardInterrupt(), 0),
+        (RuntimeError("something about this image"), 1),
+    ],
+)
+def test_a_run_that_ends_for_reasons_of_its_own_uses_up_no_attempt_of_its_images(
+    ingest: Any,
+    paint: Paint,
+    store: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    attempts: int,
+) -> None:
+    paint("a.png", 1)
+
+    def refuse(*_arguments: Any) -> Any:
+        raise error if isinstance(error, Exception) else RuntimeError("nothing is written")
+
+    def interrupt(*_arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps, "replace_patches", refuse)
+    if isinstance(error, Exception):
+        assert ingest()[0].is_failed()
+    else:
+        monkeypatch.setattr("flows.ingest._settle", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ingest()
+    with store.connect() as connection:
+        found = connection.execute(text("SELECT attempts FROM patchstore.extraction")).scalar()
+    assert found == attempts
+
+
+def test_a_run_that_cannot_say_how_it_ended_is_recorded_as_failed(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+
+    def away(*_arguments: Any, **_options: Any) -> Any:
+        raise TransientStoreError("connection lost")
+
+    monkeypatch.setattr("flows.ingest.failures", away)
+    assert ingest()[0].is_failed()
+    (run,) = last_runs(store)
+    assert (run.state, run.summary) == ("failed", {"error": "connection lost"})
 
 
 def test_a_database_that_drops_every_connection_costs_no_second_forward_pass(

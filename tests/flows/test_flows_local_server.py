@@ -101,3 +101,20 @@ def test_a_server_whose_program_is_just_being_loaded_is_alive_and_a_zombie_is_no
     monkeypatch.setattr(Path, "read_bytes", lambda _path: next(lines))
     monkeypatch.setattr(local_server.time, "sleep", lambda _seconds: None)
     assert local_server._is_alive(os.getpid()) is alive
+
+
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit()))
+print("up", flush=True)  # flows.local_server
+time.sleep(60)
+"""
+
+
+def test_stopping_a_server_waits_until_it_is_gone(idle_server: Path) -> None:
+    server = start(STUBBORN, idle_server)
+    (idle_server / "server.json").write_text(f'{{"pid": {server.pid}, "port": 1}}')
+    assert local_server.stop(idle_server) is True
+    assert not Path(f"/proc/{server.pid}").exists()
+    assert local_server.stop(idle_server) is False
+    server.communicate()

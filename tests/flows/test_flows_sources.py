@@ -1,12 +1,16 @@
 """What a folder gives: every image, nothing else, and never silence about a file."""
 
+import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from extractor.images import read_size
 from extractor.uris import path_of, uri_of
 from flows.errors import SourceError
+from flows.scan import look
 from flows.sources import FolderSource
 
 
@@ -105,3 +109,21 @@ def test_a_folder_that_cannot_be_listed_is_noted(
     monkeypatch.setattr(os, "scandir", refuse)
     assert names(source) == []
     assert source.unlisted == [f"{folder / 'locked'}: Permission denied"]
+
+
+def test_an_unlisted_folder_whose_name_is_no_text_is_named_by_its_uri(folder: Path) -> None:
+    source = FolderSource(folder)
+    source._note_unlisted(PermissionError(13, "Permission denied", os.fsdecode(b"/photos/caf\xe9")))
+    assert source.unlisted == ["file:///photos/caf%E9: Permission denied"]
+
+
+def test_a_file_is_looked_at_without_holding_it_in_memory(
+    folder: Path, paint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = paint("a.png").read_bytes()
+    monkeypatch.setattr(FolderSource, "read", None)
+    source = FolderSource(folder)
+    (file,) = source.files()
+    seen = look(source, file)
+    assert (seen.sha256, seen.size_bytes) == (hashlib.sha256(content).digest(), len(content))
+    assert (seen.width, seen.height) == read_size(content)

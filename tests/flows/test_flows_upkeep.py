@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from db.aliases import promote
-from db.index import build_index, is_indexed
+from db.index import build_index, index_name, is_indexed
 from db.reports import status
 from db.specs import StoredSpec
 from extractor import device
@@ -253,3 +253,19 @@ def test_a_backfill_of_a_folder_that_was_never_ingested_names_those_that_were(
     assert len(run_backfill(other, Path(ingested.name)).sources) == 1
     with pytest.raises(SourceError, match=f"/nowhere was never ingested; known: {ingested}"):
         run_backfill(other, Path(os.sep, "nowhere"))
+
+
+def test_an_ingest_drops_what_a_killed_rebuild_left_beside_the_index(
+    ingested: Path, ingest: Any, store: Engine, spec: StoredSpec
+) -> None:
+    build_index(store, spec, threshold=0, memory_mb=16)
+    name = f"{index_name(spec)}_ccnew"
+    change(store, f"CREATE INDEX {name} ON {spec.partition} (x)")
+    change(
+        store,
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'patchstore.{name}'::regclass",
+    )
+    assert ingest()[0].name == "Completed"
+    with store.connect() as connection:
+        left = connection.execute(text(f"SELECT to_regclass('patchstore.{name}')")).scalar()
+    assert left is None and is_indexed(store, spec)

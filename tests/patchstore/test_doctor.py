@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import namedtuple
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -29,7 +29,7 @@ def found(checks, *about, name=None):
 
 @pytest.fixture
 def spec(store):
-    recipe = {"backbone": "resnet18"}
+    recipe = {"backbone": "resnet18", "weights": "IMAGENET1K_V1"}
     return add_spec(store, NewSpec("tiny", "d", recipe, 3, "cosine", "IMAGENET1K_V1"))
 
 
@@ -176,14 +176,19 @@ def test_shared_memory_is_no_matter_where_no_build_takes_workers(store, spec, mo
 
 def test_weights_that_are_not_here_are_found_and_not_downloaded(store, spec, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    add_spec(store, NewSpec("own", "e", {"backbone": "resnet18"}, 3, "cosine", "/gone.pth"))
-    add_spec(store, NewSpec("seeded", "f", {"backbone": "resnet18"}, 3, "cosine", "random:0"))
-    missing, gone, seeded = found(database.check_weights, store)
+    for name, source in (("own", "/gone.pth"), ("moved", "/there.pth"), ("seeded", "random:0")):
+        recipe = {"backbone": "resnet18", "weights": PurePath(source).name}
+        add_spec(store, NewSpec(name, name, recipe, 3, "cosine", source))
+    elsewhere = tmp_path / "hub" / "checkpoints" / "there.pth"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.touch()
+    missing, gone, moved, seeded = found(database.check_weights, store)
     assert missing[0] == "warning"
     assert missing[1].endswith("resnet18-f37072fd.pth is not there yet")
     assert gone == ("problem", "/gone.pth is not on this machine")
+    assert moved == ("ok", str(elsewhere))  # where loading looks for it, too
     assert seeded == ("ok", "random:0")
-    assert list(tmp_path.iterdir()) == []
+    assert list(elsewhere.parent.iterdir()) == [elsewhere]  # nothing was downloaded
 
 
 def test_a_run_that_died_and_its_leases_are_found(store, spec):
