@@ -154,10 +154,23 @@ def find_images(engine: Engine, spec: StoredSpec, uri: str) -> list[int]:
     return list(found.ids)
 
 
-def find_content(engine: Engine, sha256: bytes) -> list[int]:
-    """The id of the image with this content, or nothing."""
-    statement = "SELECT id FROM patchstore.image WHERE sha256 = %(sha256)s"
-    return [row.id for row in _rows(engine, statement, {"sha256": sha256})]
+def find_content(engine: Engine, spec: StoredSpec, sha256: bytes) -> list[int]:
+    """The id of the image with this content, or nothing. Raises SpecBuilding."""
+    statement = (
+        "SELECT patchstore.check_built(s), ARRAY("
+        "  SELECT i.id FROM patchstore.image i WHERE i.sha256 = %(sha256)s) AS ids "
+        "FROM patchstore.feature_spec s WHERE s.id = %(spec)s"
+    )
+    found = _rows(engine, statement, {"spec": spec.id, "sha256": sha256})
+    return [image for row in found for image in row.ids]
+
+
+def check_built(engine: Engine, spec: StoredSpec) -> None:
+    """Raises SpecBuilding where nothing of a spec is searchable yet, and some of it will be."""
+    statement = (
+        "SELECT patchstore.check_built(s) FROM patchstore.feature_spec s WHERE s.id = %(id)s"
+    )
+    _rows(engine, statement, {"id": spec.id})
 
 
 def find_patch(engine: Engine, spec: StoredSpec, image: int | str, x: int, y: int) -> StoredPatch:
@@ -178,6 +191,7 @@ def find_patch(engine: Engine, spec: StoredSpec, image: int | str, x: int, y: in
     name = f"image {image}" if isinstance(image, int) else image
     return _patch(
         engine,
+        spec,
         "SELECT p.* FROM patchstore.feature_spec s, patchstore.find_patch("
         "  s, %(images)s::bigint[], %(x)s::integer, %(y)s::integer) p WHERE s.id = %(spec)s",
         f"spec {spec.name!r} has no patch of {name} at {x},{y}",
@@ -193,6 +207,7 @@ def get_patch(engine: Engine, spec: StoredSpec, patch_id: int) -> StoredPatch:
     """
     return _patch(
         engine,
+        spec,
         f"SELECT p.* FROM {spec.partition} p JOIN patchstore.extraction e "
         "  ON e.spec_id = %(spec)s AND e.image_id = p.image_id AND e.visible "
         "WHERE p.spec_id = %(spec)s AND p.id = %(patch)s",
@@ -201,9 +216,12 @@ def get_patch(engine: Engine, spec: StoredSpec, patch_id: int) -> StoredPatch:
     )
 
 
-def _patch(engine: Engine, query: str, missing: str, values: dict[str, object]) -> StoredPatch:
+def _patch(
+    engine: Engine, spec: StoredSpec, query: str, missing: str, values: dict[str, object]
+) -> StoredPatch:
     row = next(iter(_rows(engine, query, values)), None)
     if row is None or row.id is None:
+        check_built(engine, spec)
         raise NotFound(missing, "patch_unknown")
     vector = np.asarray(row.embedding.to_numpy(), dtype=np.float32)
     return StoredPatch(row.id, row.image_id, (row.x, row.y, row.width, row.height), vector)

@@ -59,12 +59,14 @@ class ImageQuestion:
         region: the part that is asked about; None: the whole picture, as one patch.
         name: how messages call it.
         max_pixels: what its header may claim; None: as for stored images.
+        limit_name: the setting that says so.
     """
 
     content: bytes
     region: Box | None = None
     name: str = "the image"
     max_pixels: int | None = None
+    limit_name: str = "PATCHSTORE_MAX_PIXELS"
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def ask(
             "of one: a single vector has no arrangement",
             "arrangement_of_vector",
         )
+    if not 1 <= options.k <= MAX_K:  # what is asked of the store may be more or less than that
+        raise QuestionError(f"k is {options.k}, expected 1 to {MAX_K}", "k_range")
     asked = prepare(engine, spec, question, embed)
     if other_images:
         if isinstance(question, VectorQuestion):
@@ -226,7 +230,7 @@ def _merged(engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptio
     """k hits that do not overlap: the search is widened until they are found or all are seen."""
     wanted = 4 * options.k
     while True:
-        wide = replace(options, k=min(wanted, MAX_K) if options.k <= MAX_K else options.k)
+        wide = replace(options, k=min(wanted, MAX_K))
         answer = search_store(engine, spec, asked.vector, wide)
         kept = merge_overlaps(answer.hits, options.k)
         if len(kept) >= options.k or len(answer.hits) < wide.k or wide.k >= MAX_K:
@@ -346,7 +350,8 @@ def _picture_errors(question: ImageQuestion) -> Iterator[None]:
         yield
     except ImageError as error:
         rule = _UNREADABLE.get(type(error), "image_unreadable")
-        raise QuestionError(f"{question.name}: {error}", rule) from error
+        said = str(error).replace("PATCHSTORE_MAX_PIXELS", question.limit_name)
+        raise QuestionError(f"{question.name}: {said}", rule) from error
 
 
 def check_region(question: ImageQuestion, picture: Pixels) -> Box:
@@ -371,9 +376,10 @@ def check_region(question: ImageQuestion, picture: Pixels) -> Box:
 def _from_image(engine: Engine, spec: StoredSpec, question: ImageQuestion, embed: Embed) -> Asked:
     picture = read_picture(question)
     box = check_region(question, picture)
+    # Before the network is asked, which may have to be loaded: a spec that builds is refused here.
+    images = find_content(engine, spec, hashlib.sha256(question.content).digest())
     try:
         vector = embed(spec, [Region(picture, box)])[0]
     except ImageError as error:
         raise QuestionError(f"{question.name}: {error}", "image_degenerate") from error
-    images = find_content(engine, hashlib.sha256(question.content).digest())
     return Asked(vector, tuple(images), box, picture)

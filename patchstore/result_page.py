@@ -60,7 +60,9 @@ def render(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE.read_text()}{_STACKED}</style></head>"
         f'<body><main><h1>{html.escape(title)}</h1><p class="note">{html.escape(about)}</p>'
-        f'{question}<h2>The nearest</h2><ol class="hits">{items}</ol></main></body></html>\n'
+        f"{question}<h2>The nearest</h2>"
+        + (f'<ol class="hits">{items}</ol>' if items else "<p>Nothing was found.</p>")
+        + "</main></body></html>\n"
     )
 
 

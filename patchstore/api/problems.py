@@ -49,6 +49,7 @@ RULES: dict[str, Rule] = {
     "query_null": Rule(422, "There is no query vector"),
     "query_dim": Rule(422, "The vector has another number of dimensions than the spec"),
     "query_finite": Rule(422, "The vector holds NaN or infinity"),
+    "query_range": Rule(422, "The vector is too long for its distances to be told"),
     "query_zero": Rule(422, "The vector is zero"),
     "question_invalid": Rule(422, "The question makes no sense"),
     "k_range": Rule(422, "k is out of range"),

@@ -1,6 +1,7 @@
 """What goes in and out by HTTP. The words are those of the SQL functions and the command."""
 
 import json
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,6 +26,7 @@ MAX_PIXEL = 2**31 - 1  # integer
 MAX_DIM = 16_000
 MAX_FILTER = 10_000  # characters of JSON
 MAX_DEPTH = 32
+_NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")  # in JSON, where a backslash is written twice
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 # No text of Postgres holds a NUL.
@@ -44,7 +46,7 @@ def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON that can be stored: {error}") from None
-    if "\\u0000" in text:
+    if _NUL.search(text):
         raise ValueError("no JSON that can be stored: it holds a NUL character")
     if len(text) > MAX_FILTER:
         raise ValueError(f"{len(text)} characters of JSON, expected at most {MAX_FILTER}")

@@ -55,7 +55,9 @@ async def search(request: Request, service: Annotated[Service, Depends(service_o
     if media_type == "multipart/form-data":
         form, content = await _read_form(request)
         limit = service.settings.api_max_pixels
-        question = ImageQuestion(content, form.region, max_pixels=limit)
+        question = ImageQuestion(
+            content, form.region, max_pixels=limit, limit_name="PATCHSTORE_API_MAX_PIXELS"
+        )
         return await service.in_thread(_answer_picture, service, form, question)
     raise Problem(
         "media_type_unsupported",

@@ -196,6 +196,13 @@ def test_the_page_shows_pictures_from_nowhere_else(
     assert "http" not in text
 
 
+def test_a_page_without_hits_says_so(command: Any, ingested: Path, tmp_path: Path) -> None:
+    page = tmp_path / "result.html"
+    narrow = ("--filter", '{"shelf": 99}', "--html", page)
+    assert command("search", "--image", ingested / "0.png", *narrow).code == 0
+    assert "Nothing was found." in page.read_text()
+
+
 def test_the_page_shows_no_picture_but_the_one_that_was_stored(
     command: Any, ingested: Path, paint: Paint, tmp_path: Path
 ) -> None:
@@ -345,7 +352,11 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         ),
         (["search", "--image", "{text}"], "text.txt: "),
         (["search", "--vector", "{text}"], "is not a .npy file with one vector"),
-        (["search", "--image", "{picture}", "--k", "0"], "k is 0, expected 1 to 10000"),
+        *[
+            (["search", "--image", "{picture}", "--k", k, *way], f"k is {k}, expected 1 to 10000")
+            for k in ("0", "-3", "10001")
+            for way in ([], ["--consistent"], ["--merge"])
+        ],
         (["search", "--image", "{picture}", "--filter", "shelf=3"], "'shelf=3' is not JSON"),
         (["search", "--image", "{picture}", "--filter", "[3]"], "is not a JSON object"),
         (["search", "--image", "{picture}", "--max-distance", "nan"], "max_distance"),

@@ -30,7 +30,7 @@ from extractor.features import FeatureExtractor
 from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import Recipe
-from patchstore.api.app import create_app
+from patchstore.api.app import PAGE, create_app
 from patchstore.api.settings import ServeSettings
 from patchstore.cli.serve import listen
 from patchstore.store import register
@@ -420,6 +420,44 @@ def test_a_stored_patch_is_picked_by_keyboard(page: Page) -> None:
     expect(page.locator("#hint")).to_have_text("Patch at x 24, y 0, 48 × 48. Enter asks about it.")
     page.keyboard.press("Enter")
     expect(hits(page).first.locator(".box")).to_have_text("x 24, y 0, 48 × 48")
+
+
+def test_the_heat_map_shows_every_patch_of_an_image_that_has_more_than_one_answer_holds(
+    page: Page,
+) -> None:
+    pictures = []
+    for most in (10_000, 8):  # of the 9 patches here; nothing else of the page and service differs
+        code = (PAGE / "search.js").read_text().replace("MOST = 10_000", f"MOST = {most}")
+        page.route(
+            "**/page/search.js",
+            lambda route, _, code=code: route.fulfill(body=code, content_type="text/javascript"),
+        )
+        page.reload()
+        pick_stored(page, "0.png")
+        click_at(page.locator("#stage"), 0.05, 0.05)
+        asked: list[str] = []
+        page.on("request", lambda request, asked=asked: asked.append(request.post_data or ""))
+        hits(page).nth(1).locator(".open").click()
+        expect(page.locator("#hit-stage:not([aria-busy])")).to_be_visible()
+        pictures.append(page.locator("canvas.heat").evaluate("(canvas) => canvas.toDataURL()"))
+        assert any("touching" in each for each in asked) == (most == 8)
+        page.keyboard.press("Escape")
+        page.get_by_role("link", name="New question").click()
+    assert pictures[0] == pictures[1]
+
+
+def test_a_filter_goes_to_the_service_digit_by_digit(page: Page, shop: Shop) -> None:
+    image = httpx.get(f"{shop.url}/v1/images").json()["images"][2]
+    httpx.put(
+        f"{shop.url}/v1/images/{image['image_id']}/metadata", json={"serial": 9007199254740993}
+    )
+    pick_stored(page, "0.png")
+    click_at(page.locator("#stage"), 0.05, 0.05)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Metadata contains").fill('{"serial": 9007199254740993}')
+    expect(hits(page)).to_have_count(9)
+    page.get_by_label("Metadata contains").fill('{"serial": 9007199254740992}')
+    expect(hits(page)).to_have_count(0)
 
 
 def test_another_place_of_a_hit_is_gone_on_from(page: Page) -> None:

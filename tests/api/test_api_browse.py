@@ -130,6 +130,15 @@ def test_metadata_that_is_set_is_what_filters_find(own_shelf, serve) -> None:
     assert found["image_id"] == image
 
 
+@pytest.mark.parametrize(("path", "status"), [("C:\\u0000", 200), ("C:\0", 422), ("\\\0", 422)])
+def test_only_a_nul_itself_is_no_metadata(own_shelf, serve, path, status) -> None:
+    image = own_shelf.ids["2.png"]
+    with serve(own_shelf.engine) as url, httpx.Client(base_url=url) as http:
+        done = http.put(f"/v1/images/{image}/metadata", json={"path": path})
+    assert done.status_code == status
+    assert status != 200 or done.json()["metadata"] == {"path": path}
+
+
 @pytest.mark.parametrize(
     ("path", "status", "rule"),
     [

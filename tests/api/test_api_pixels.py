@@ -4,9 +4,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from patchstore import query
@@ -107,17 +108,17 @@ def test_a_picture_that_cannot_be_decoded_leaves_its_room() -> None:
 class Reader:
     """Decodes slowly enough to meet others, and remembers how many it met."""
 
-    def __init__(self, read: Callable[..., np.ndarray]) -> None:
-        self._read, self._lock = read, threading.Lock()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.inside = self.most = 0
 
-    def __call__(self, content: bytes, *, max_pixels: int) -> np.ndarray:
+    def __call__(self, read: Callable[..., Any], *what: Any, max_pixels: int) -> Any:
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
         time.sleep(0.05)
         try:
-            return self._read(content, max_pixels=max_pixels)
+            return read(*what, max_pixels=max_pixels)
         finally:
             with self._lock:
                 self.inside -= 1
@@ -127,9 +128,9 @@ class Reader:
 def test_uploads_and_originals_are_decoded_within_the_budget(
     shelf, serve, monkeypatch, at_once, most
 ) -> None:
-    reader = Reader(query.read_image)
-    for module in (query, pictures):
-        monkeypatch.setattr(module, "read_image", reader)
+    reader = Reader()
+    for module, name in ((query, "read_image"), (pictures, "read_stored")):
+        monkeypatch.setattr(module, name, partial(reader, getattr(module, name)))
     with serve(shelf.engine, ServeSettings(api_pixels_at_once=at_once)) as url:
 
         def ask(name: str) -> int:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from db.aliases import promote
 from db.search import SearchOptions, find_patch, search
+from patchstore.api.embedder import BatchingEmbedder
 from patchstore.query import ImageQuestion, ask
 
 
@@ -233,10 +234,36 @@ def test_a_spec_that_is_still_building_says_so(own_shelf, serve) -> None:
             "UPDATE patchstore.extraction "
             "SET state = 'pending', patch_count = NULL, visible = false"
         )
+    patch = {"patch_id": 1}
+    place = {"place": {"uri": str(own_shelf.path("0.png")), "x": 0, "y": 0}}
+    picture = {"image": own_shelf.content("0.png")}
     with serve(own_shelf.engine) as url:
-        answer = httpx.post(f"{url}/v1/search", json={"vector": [1.0] * DIM})
-        refused(answer, 409, "spec_building")
-        assert answer.headers["retry-after"]
+        address = f"{url}/v1/search"
+        answers = [
+            httpx.post(address, json=body) for body in ({"vector": [1.0] * DIM}, patch, place)
+        ]
+        for answer in (*answers, httpx.post(address, files=picture)):
+            refused(answer, 409, "spec_building")
+            assert answer.headers["retry-after"]
+
+
+def test_a_spec_that_is_still_building_is_refused_before_its_network_is_loaded(
+    own_shelf, serve, monkeypatch
+) -> None:
+    with own_shelf.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE patchstore.extraction "
+            "SET state = 'pending', patch_count = NULL, visible = false"
+        )
+    with serve(own_shelf.engine) as url:
+        monkeypatch.setattr(BatchingEmbedder, "__call__", None)
+        picture = {"image": own_shelf.content("0.png")}
+        refused(httpx.post(f"{url}/v1/search", files=picture), 409, "spec_building")
+
+
+def test_who_sends_too_many_pixels_is_told_the_setting_that_says_so(http) -> None:
+    answer = http.post("/v1/search", files={"image": png(8_000, 8_000)})
+    assert "raise PATCHSTORE_API_MAX_PIXELS" in answer.json()["detail"]
 
 
 def refused(answer: httpx.Response, status: int, rule: str) -> None:

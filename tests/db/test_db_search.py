@@ -456,13 +456,28 @@ def test_by_cosine_a_query_of_any_length_has_the_same_distances(store, indexed, 
     assert [hit.distance for hit in images] == [pytest.approx(2 / 3)]
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("by", ["patch", "image"])
+def test_a_query_whose_distances_float32_cannot_hold_is_refused(store, metric, indexed, by):
+    spec = store.spec(metric=metric)
+    store.load(spec, {"A": np.eye(3, 4, dtype=np.float32)})
+    if indexed:
+        build_index(store.engine, spec, threshold=0, memory_mb=16)
+    longest = np.array([1e18, 0, 0, 0], np.float32)
+    assert np.isfinite([h.distance for h in search(store.engine, spec, longest).hits]).all()
+    with pytest.raises(InvalidQuestion, match="beyond 1e18") as refused:
+        search(store.engine, spec, 10 * longest, SearchOptions(by=by))
+    assert refused.value.rule == "query_range"
+
+
 def test_images_are_found_by_uri_and_by_content(gallery, spec):
     (image,) = find_images(gallery.engine, spec, "u05")
     assert image == gallery.ids["u05"]
     sha256 = gallery.store.scalar("SELECT sha256 FROM patchstore.image WHERE id = :i", i=image)
-    assert find_content(gallery.engine, bytes(sha256)) == [image]
+    assert find_content(gallery.engine, spec, bytes(sha256)) == [image]
     assert (
-        find_content(gallery.engine, bytes(32))
+        find_content(gallery.engine, spec, bytes(32))
         == find_images(gallery.engine, spec, "nowhere")
         == []
     )

@@ -16,7 +16,14 @@ from db import catalog, ledger, writer
 from db.engine import store_errors
 from db.errors import InvalidQuestion, NotFound, SpecBuilding
 from db.index import build_index
-from db.search import SearchOptions, search, search_many
+from db.search import (
+    SearchOptions,
+    find_content,
+    find_patch,
+    get_patch,
+    search,
+    search_many,
+)
 
 DIM, PATCHES = 8, 20
 GRID = [(6 * (i % 5), 6 * (i // 5), 8, 8) for i in range(PATCHES)]
@@ -595,6 +602,13 @@ def test_a_spec_that_is_still_building_says_so(store):
     ):
         state = refused(store, f"SELECT * FROM patchstore.{call}")
         assert state == ("P0002", "spec_building")
+    for find in (
+        lambda: find_patch(store.engine, spec, "a", 0, 0),
+        lambda: get_patch(store.engine, spec, 1),
+        lambda: find_content(store.engine, spec, bytes(32)),
+    ):
+        with pytest.raises(SpecBuilding):
+            find()
     (lease,) = store.lease(spec)
     ledger.fail_image(store.engine, lease, "truncated")
     assert search(store.engine, spec, np.ones(DIM, np.float32)).hits == []

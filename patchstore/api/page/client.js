@@ -24,9 +24,9 @@ export function onUnauthorized(ask) {
 }
 
 /**
- * GETs or POSTs; a FormData goes as a form, anything else as JSON.
+ * GETs or POSTs; a FormData goes as a form, a string as the JSON that it is, anything else as JSON.
  * @param {string} path
- * @param {{body?: object, signal?: AbortSignal}} [options]
+ * @param {{body?: object|string, signal?: AbortSignal}} [options]
  * @returns {Promise<any>} the answer's JSON
  * @throws {Problem}
  */
@@ -34,7 +34,8 @@ export async function request(path, { body, signal } = {}) {
   const init = { signal };
   if (body) {
     init.method = "POST";
-    init.body = body instanceof FormData ? body : JSON.stringify(body);
+    const asIs = body instanceof FormData || typeof body === "string";
+    init.body = asIs ? body : JSON.stringify(body);
     if (!(body instanceof FormData)) init.headers = { "Content-Type": "application/json" };
   }
   const answer = await send(path, init);

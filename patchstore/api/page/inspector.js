@@ -38,15 +38,16 @@ export function makeInspector(linkTo) {
     stage.root.setAttribute("aria-busy", "true");
     const { signal } = running;
     try {
+      const asked = request(`/v1/images/${hit.image_id}`, { signal });
       const [image, compared] = await Promise.all([
-        request(`/v1/images/${hit.image_id}`, { signal }),
-        compareImage(shown.spec, shown.vector, hit.image_id, signal),
+        asked,
+        compareImage(shown.spec, shown.vector, hit.image_id, asked, signal),
       ]);
       stage.resize(image.width, image.height);
       showPicture(stage.img, `/v1/images/${hit.image_id}/picture.jpg?side=1600`);
       stage.place(outline, hit.box);
-      picker.show(compared.hits, null);
-      tellHeat(drawHeat(heat, image.width, image.height, compared.hits));
+      picker.show(compared, null);
+      tellHeat(drawHeat(heat, image.width, image.height, compared));
       heat.hidden = false;
       stage.root.removeAttribute("aria-busy");
     } catch (error) {
