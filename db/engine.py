@@ -45,7 +45,7 @@ NETWORK = {
     "keepalives_idle": 15,  # s without a word until the first question whether it is there
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # ms
+    "tcp_user_timeout": 60_000,  # ms that the server may also take no more of a COPY
 }
 # Raised by our functions; a number too large for its type, as a k of ten digits; text that is not
 # of the type, or that no text of Postgres can hold; JSON that is nested too deeply.

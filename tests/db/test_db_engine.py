@@ -163,4 +163,4 @@ def test_a_server_that_falls_silent_is_noticed_unless_the_url_says_otherwise(
     with engine.connect() as connection:
         set_ = under_test.driver_connection(connection).info.get_parameters()
     engine.dispose()
-    assert (set_["keepalives_idle"], set_["tcp_user_timeout"]) == (idle, "30000")
+    assert (set_["keepalives_idle"], set_["tcp_user_timeout"]) == (idle, "60000")
