@@ -1,3 +1,9 @@
+CREATE OR REPLACE FUNCTION patchstore.pool_of(q patchstore.question) RETURNS integer
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN (q).best IS NULL THEN (q).k + greatest(5, (q).k / 2)
+                ELSE greatest(500, 20 * (q).k) END
+$$;
+
 -- Answers a question. Where an index stands, and not so few patches are left that comparing them all
 -- is cheaper, the index is asked: when only nearness was asked for, first without a look at what is
 -- visible, for nearly everything is. Where it brings fewer than k, all are compared.

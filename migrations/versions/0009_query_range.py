@@ -21,12 +21,12 @@ HERE = Path(__file__).parent
 
 
 def upgrade() -> None:
-    """Replaces a function that searches call; no row is touched."""
+    """Replaces two functions that searches call; no row is touched."""
     _run("0009_query_range.sql")
 
 
 def downgrade() -> None:
-    """Brings that of 0008 back."""
+    """Brings those of 0002 and 0008 back."""
     _run("0009_downgrade.sql")
 
 

@@ -1,4 +1,12 @@
--- Queries too long for float32 are refused where their length matters; they had infinite distances.
+-- Queries too long for float32 are refused where their length matters; they had infinite distances. And
+-- images that are ranked by many patches have as many candidates.
+
+-- How many candidates are asked for, to choose k from.
+CREATE OR REPLACE FUNCTION patchstore.pool_of(q patchstore.question) RETURNS integer
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN (q).best IS NULL THEN (q).k + greatest(5, (q).k / 2)
+                ELSE greatest(500, 20 * (q).k, least(10 * (q).k * least((q).best, 2000), 20000)) END
+$$;
 
 -- Answers a question. Where an index stands, and not so few patches are left that comparing them all
 -- is cheaper, the index is asked: when only nearness was asked for, first without a look at what is

@@ -615,14 +615,15 @@ def test_a_spec_that_is_still_building_says_so(store):
 
 
 @pytest.mark.parametrize("best", [1, 2, 7, 10**9])
-@pytest.mark.parametrize("name", [PLAIN, INDEXED])
-def test_best_says_how_many_patches_an_image_is_judged_by(world, name, best):
+@pytest.mark.parametrize(("name", "exact"), [(PLAIN, True), (INDEXED, True), (INDEXED, False)])
+def test_best_says_how_many_patches_an_image_is_judged_by(world, name, exact, best):
     hits = rows(
         world,
-        "SELECT * FROM patchstore.similar_images(:spec, :query, 4, best => :best, exact => true)",
+        "SELECT * FROM patchstore.similar_images(:spec, :query, 4, best => :best, exact => :exact)",
         spec=name,
         query=Vector(world.query),
         best=best,
+        exact=exact,
     )
     expected = world.images(SearchOptions(), best)[:4]
     np.testing.assert_allclose([h.distance for h in hits], [r[0] for r in expected], atol=1e-5)
