@@ -71,7 +71,7 @@ def sample_patches(engine: Engine, spec: StoredSpec, count: int) -> list[Sampled
                 r.uri,
                 bytes(r.sha256),
                 (r.x, r.y, r.width, r.height),
-                r.scale,
+                float(np.float32(r.scale)),  # the driver gives the shortest decimal of a real
                 np.asarray(r.embedding.to_numpy(), dtype=np.float32),
                 r.precision,
             )

@@ -91,14 +91,30 @@ def start_run(engine: Engine, source_id: int, spec: StoredSpec) -> int:
 
 
 def finish_run(engine: Engine, run_id: int, state: str, summary: str | None) -> None:
-    """Records how a run ended; `summary` is JSON, with the reason as `error` where it failed."""
+    """Records how a run ended; `summary` is JSON, with the reason as `error` where it failed.
+
+    What was noted of it before stays, unless the summary says otherwise.
+    """
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
                 "UPDATE patchstore.ingest_run SET state = :state, finished_at = clock_timestamp(), "
-                "summary = CAST(:summary AS jsonb) WHERE id = :run"
+                "summary = coalesce(summary || CAST(:summary AS jsonb), "
+                "  CAST(:summary AS jsonb), summary) WHERE id = :run"
             ),
             {"state": state, "summary": summary, "run": run_id},
+        )
+
+
+def note_precision(engine: Engine, run_id: int, precision: str) -> None:
+    """Records how a run computes, before it writes: it may be killed, and its vectors stay."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE patchstore.ingest_run SET summary = coalesce(summary, '{}') || "
+                "jsonb_build_object('precision', CAST(:precision AS text)) WHERE id = :run"
+            ),
+            {"precision": precision, "run": run_id},
         )
 
 

@@ -42,7 +42,8 @@ class RunReport:
     """One ingest run, as recorded; one that died is `crashed` at once.
 
     Attributes:
-        summary: what it came to, None while it runs; of a failed one `error`, the reason.
+        summary: what it came to; while it runs at most `precision`, of a failed one `error`, the
+            reason.
     """
 
     id: int

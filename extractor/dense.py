@@ -125,6 +125,15 @@ class DensePass:
         """Below this a tile has no cell that counts."""
         return (self._field.before + self._after + 1) * self._field.stride
 
+    def shrink(self) -> bool:
+        """Halve what goes through at once; False where that is as little as it can be."""
+        tile = max(self.tile // 2, min(self.tile, self.smallest_tile))
+        fewer = max(self._batch_pixels // 2, 1)
+        if (tile, fewer) == (self.tile, self._batch_pixels):
+            return False
+        self.tile, self._batch_pixels = tile, fewer
+        return True
+
     def pooled(
         self,
         images: Sequence[Tensor],

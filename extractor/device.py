@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -78,7 +80,11 @@ def exported_ways(device: torch.device) -> list[Way]:
     if device.type != "cpu":
         return []
     native = (FLOAT32, *candidates(device))
-    return [Way(each, runtime) for runtime, each in EXPORTED.items() if each in native]
+    return [
+        Way(each, runtime)
+        for runtime, each in EXPORTED.items()
+        if each in native and _is_installed(runtime)
+    ]
 
 
 def utilization(device: torch.device) -> float | None:
@@ -130,6 +136,15 @@ def arithmetic(way: Way, device: torch.device) -> AbstractContextManager[object]
         # By default cuDNN rounds float32 convolutions to TF32: 1e-3 off.
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return nullcontext()
+
+
+@cache
+def _is_installed(runtime: str) -> bool:
+    try:
+        version(runtime)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _bf16_instructions() -> str | None:

@@ -33,7 +33,7 @@ from .device import (
     choose_device,
 )
 from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
-from .grid import PatchGrid
+from .grid import PatchGrid, window_of
 from .network import CutNetwork, DenseNetwork, cast_once, main_part, noise
 from .onnx import ExportedNetwork
 from .packed import packed
@@ -177,7 +177,8 @@ class FeatureExtractor:
         """Compute the vector of one region, as if it were a patch.
 
         Exact: a region of another size than the patch is resized to the network's input, whatever
-        its proportions. Dense: it is pooled from its picture as it is.
+        its proportions; what the spec would have cut at an edge is cut so, see `window_of`. Dense:
+        it is pooled from its picture as it is.
 
         Returns:
             float32 (D,), normalised as the spec's vectors are.
@@ -205,16 +206,29 @@ class FeatureExtractor:
         for region in regions:
             check_pixels(region.picture)
         boxes = np.array([region.box for region in regions], dtype=np.int32).reshape(-1, 4)
-        if self._dense is None:  # a patch by itself needs nothing of its picture but its own pixels
-            boxes[:, :2] = 0
-            pixels = [region.pixels for region in regions]
-            windows = _Windows(pixels, np.arange(len(boxes)), boxes)
+        if self._dense is None:
+            windows = self._alone(regions)
         else:
             pictures = {id(region.picture): region.picture for region in regions}
             at = {key: i for i, key in enumerate(pictures)}
             owner = np.array([at[id(region.picture)] for region in regions], dtype=np.int64)
             windows = _Windows(list(pictures.values()), owner, boxes)
         return [self._vector(row) for row in self._begin(windows)()]
+
+    def _alone(self, regions: Sequence[Region]) -> _Windows:
+        """Regions by themselves: of its picture each needs no more than is cut for it."""
+        pixels: list[NDArray[np.uint8]] = []
+        boxes: list[Sequence[int]] = []
+        for region in regions:
+            height, width = region.picture.shape[:2]
+            window = window_of(self.spec, width, height, region.box)
+            if tuple(window) == tuple(region.box):
+                pixels.append(region.pixels)
+                boxes.append((0, 0, *region.box[2:]))
+            else:
+                pixels.append(region.picture)
+                boxes.append(window)
+        return _Windows(pixels, np.arange(len(boxes)), np.array(boxes, dtype=np.int32))
 
     def _vector(self, raw: NDArray[np.float32]) -> NDArray[np.float32] | ImageError:
         try:
@@ -304,10 +318,12 @@ class FeatureExtractor:
                     with self._arithmetic():
                         vectors: NDArray[np.float32] = self._network.vectors(pooled).cpu().numpy()
                 except torch.OutOfMemoryError:
-                    if dense.tile // 2 < dense.smallest_tile:
+                    if not dense.shrink():
                         raise
-                    dense.tile //= 2
+                    self._cutter.forget()
                     log.warning("%s is out of memory, tiles are now of %d", self.device, dense.tile)
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()
                 else:
                     return vectors
 

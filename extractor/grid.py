@@ -117,6 +117,26 @@ def spec_grid(spec: Geometry, width: int, height: int) -> PatchGrid:
     )
 
 
+def window_of(spec: Geometry, width: int, height: int, box: Sequence[int]) -> Sequence[int]:
+    """What a spec cuts for a box of an image of this size, as `PatchGrid` has boxes and windows.
+
+    A box that is the part inside the image of one of the spec's windows was cut with what lies
+    beyond, which is reflected; of several windows, the one of the scale nearest to 1. Any other box
+    is cut as it is.
+    """
+    x, y, w, h = box
+    for scale in sorted(spec.scales, key=lambda scale: abs(math.log(scale))):
+        side, step = _at_scale(spec.patch_size, spec.stride, scale)
+        inside = min(side, width - x), min(side, height - y)
+        if (
+            (w, h) == inside != (side, side)
+            and x in _positions(width, side, step, spec.edge)
+            and y in _positions(height, side, step, spec.edge)
+        ):
+            return x, y, side, side
+    return box
+
+
 def count_patches(
     width: int,
     height: int,

@@ -24,7 +24,7 @@ from .device import (
     device_kind,
     exported_ways,
 )
-from .errors import DeviceError, ImageError
+from .errors import ImageError
 from .features import FeatureExtractor
 from .sessions import runtime_version
 from .spec import FeatureSpec
@@ -109,7 +109,14 @@ def check_precision(
     ways = [Way(precision) for precision in candidates(target)]
     ways += _exported_ways(spec, backbone, target, patches)
     if not ways or not sample:
-        reason = "no patch to compare by" if ways else "no faster way on this device"
+        reason = "no patch to compare by"
+        if not ways:
+            others = ", ".join(way.runtime for way in exported_ways(target))
+            reason = (
+                f"{patches} patches do not repay exporting the network to {others}"
+                if others
+                else "no faster way on this device"
+            )
         return PrecisionCheck(kind, Way(), 1.0, 1.0, f"{kind}: float32 ({reason})")
     trial = _Trial(spec, backbone, sample, device)
     for way in ways:
@@ -166,8 +173,8 @@ class _Trial:
         try:
             extractor = self._make(precision=way.precision, runtime=way.runtime)
             cosine = _lowest_cosine(self._truth, _vectors(extractor.extract(self._sample)))
-        except DeviceError as error:  # of this network, with this version of a runtime
-            self._refused.append(f"{way}: {error}")
+        except Exception as error:  # of this network, with this version of a runtime
+            self._refuse(way, error)
             return
         if cosine >= MIN_COSINE:
             self._entrants[way] = _Entrant(extractor, cosine)
@@ -180,10 +187,21 @@ class _Trial:
         The fastest pass of each counts: whatever else runs on a machine only makes one slower.
         """
         for _ in range(_ROUNDS):
-            for entrant in self._entrants.values():
-                taken = _seconds(entrant.extractor, self._sample)
-                entrant.seconds = min(entrant.seconds, taken)
+            for way, entrant in list(self._entrants.items()):
+                try:
+                    taken = _seconds(entrant.extractor, self._sample)
+                except Exception as error:
+                    if way == Way():  # what always works does not: no way is to blame
+                        raise
+                    self._refuse(way, error)
+                    del self._entrants[way]
+                else:
+                    entrant.seconds = min(entrant.seconds, taken)
         return min(self._entrants, key=lambda way: self._entrants[way].seconds)
+
+    def _refuse(self, way: Way, error: Exception) -> None:
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        self._refused.append(f"{way}: {line}")
 
     def outcome(self, kind: str, best: Way) -> PrecisionCheck:
         """What was chosen, and why."""

@@ -21,7 +21,14 @@ from sqlalchemy import Engine
 
 from db.catalog import ScanCounts, open_source
 from db.errors import StoreError
-from db.ledger import LeaseLimits, finish_run, give_back, reclaim, start_run
+from db.ledger import (
+    LeaseLimits,
+    finish_run,
+    give_back,
+    note_precision,
+    reclaim,
+    start_run,
+)
 from db.reports import Failure, failures, status
 from db.reports import source_id as known_source
 from db.server import connect
@@ -156,7 +163,14 @@ def _compute_pending(run: _Run, summary: Summary, pending: int, precision: Preci
     with run.tally.clock.timed("load"):
         from .models import Model  # torch takes seconds, and most runs find nothing to do
 
-        model = Model(run.engine, run.stored, precision, images=pending, slot=gpu_slot)
+        model = Model(
+            run.engine,
+            run.stored,
+            precision,
+            images=pending,
+            slot=gpu_slot,
+            on_way=lambda way: note_precision(run.engine, run.id, str(way)),
+        )
     run.ears.queued(pending)
     run.ears.phase("computing")
     run.tally.begin(pending)

@@ -16,7 +16,7 @@ from db.settings import StoreSettings
 from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
-from extractor.device import FLOAT32, Way, utilization
+from extractor.device import EXPORTED, FLOAT32, Way, utilization
 from extractor.errors import DeviceError, ImageError
 from extractor.features import FeatureExtractor
 from extractor.precision import check_kind, check_precision
@@ -83,6 +83,7 @@ class Model:
         images: int,
         record: bool = True,
         slot: Slot = nullcontext,
+        on_way: Callable[[Way], None] = lambda way: None,
     ) -> None:
         """Loads the network.
 
@@ -93,6 +94,7 @@ class Model:
             images: how many are to be computed: what takes long to set up must repay.
             record: keep what `auto` finds in the store.
             slot: held while the device works.
+            on_way: told how the vectors are computed, before the first ones are.
 
         Raises:
             WeightsError, DeviceError.
@@ -100,6 +102,9 @@ class Model:
         self._record = record
         self._images = images
         self._slot = slot
+        self._on_way = on_way
+        self._auto = precision == "auto"
+        self._way: Way | None = None
         self._engine = engine
         self._stored = stored
         self._spec = FeatureSpec.model_validate(stored.recipe)
@@ -111,13 +116,16 @@ class Model:
         self._extractor: FeatureExtractor | None = None
         self.clock = Clock()
         self._forward = Busy(self.clock, "forward")
-        if precision != "auto":
-            self._extractor = self._make(Way.parse(precision))
+        if not self._auto:
+            self._take(self._make(Way.parse(precision)))
 
     @property
     def way(self) -> Way | None:
-        """How the vectors are computed; None before the first batch under `auto`."""
-        return self._extractor.way if self._extractor else None
+        """How the first vectors were computed; None before the first batch under `auto`.
+
+        Where that failed later, the others are nearer to float32.
+        """
+        return self._way
 
     def utilization(self) -> float | None:
         """The GPU's at this moment, 0 to 1; None where it is not known."""
@@ -128,7 +136,14 @@ class Model:
         if not images:
             return []
         with ExitStack() as at_work:
-            return self._on_thread(self._begin, images, at_work)()
+            extractor, results = self._on_thread(self._begin, images, at_work)
+            try:
+                return results()
+            except ImageError:
+                raise
+            except Exception as error:
+                self._on_thread(self._fall_back, extractor, error)
+        return self.extract(images)
 
     def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         # With the caller's context, so that Prefect knows whose log lines these are.
@@ -136,12 +151,39 @@ class Model:
 
     def _begin(
         self, images: Sequence[DecodedImage], at_work: ExitStack
-    ) -> Callable[[], list[PatchFeatures | ImageError]]:
+    ) -> tuple[FeatureExtractor, Callable[[], list[PatchFeatures | ImageError]]]:
         with self._slot():
             at_work.enter_context(self._forward)  # until the results are there
             if self._extractor is None:
-                self._extractor = self._usable(self._choose(images))
-            return self._extractor.begin(images)
+                self._take(self._usable(self._choose(images)))
+            extractor = self._extractor
+            assert extractor is not None
+            try:
+                return extractor, extractor.begin(images)
+            except ImageError:
+                raise
+            except Exception as error:
+                extractor = self._fall_back(extractor, error)
+                return extractor, extractor.begin(images)
+
+    def _take(self, extractor: FeatureExtractor) -> None:
+        if self._way is None:
+            self._on_way(extractor.way)
+            self._way = extractor.way
+        self._extractor = extractor
+
+    def _fall_back(self, failed: FeatureExtractor, error: Exception) -> FeatureExtractor:
+        """What computes once a runtime that `auto` chose has failed; else raises the error."""
+        if not self._auto or failed.way.runtime not in EXPORTED:
+            raise error
+        if self._extractor is failed:  # nobody else has come to here first
+            line = " ".join(str(error).split())[:200] or type(error).__name__
+            logger.warning(
+                "computing in %s from now on, for %s failed: %s", FLOAT32, failed.way, line
+            )
+            self._take(self._make(Way()))
+        assert self._extractor is not None
+        return self._extractor
 
     def _usable(self, way: Way) -> FeatureExtractor:
         """An extractor of that way, or else of float32: what was found once may fail today."""

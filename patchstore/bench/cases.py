@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extractor.device import FLOAT32
+from patchstore.errors import CaseFailed
 
 from .bare import run_alone
 from .energy import Energy
@@ -72,9 +73,10 @@ def bare(pictures: Pictures, options: SpecOptions, way: str, seconds: float) -> 
 
 
 def tutorial(pictures: Pictures, options: SpecOptions, url: str) -> Row:
-    """Patch by patch, a row each."""
+    """Patch by patch, a row each. Raises CaseFailed where there is none."""
     energy = Energy()
     found, peak = apart(_tutorial, pictures.files, options, url)
+    _some(found.patches)
     row = Row("the tutorial's way", "float32", found.patches, found.seconds, peak)
     return replace(row, decoded_mb=pictures.decoded_mb, stored=True, joules=energy.joules())
 
@@ -91,6 +93,7 @@ def patchstore(home: Path, pictures: Pictures, options: SpecOptions, precision: 
         ingest(home, pictures.warm_up, precision)
         energy = Energy()
         run = ingest(home, pictures.folder, precision)
+        _some(int(run.summary["patches"]))
         return Row(
             f"patchstore {options.mode}, stride {options.stride}",
             run.summary["precision"],
@@ -116,8 +119,14 @@ def pixeltable(site: Path | None, pictures: Pictures, options: SpecOptions) -> R
     with pixeltable_home() as home:
         found, peak = apart(run_tiles, home, site, pictures.files, options)
     version, patches, seconds = found
+    _some(patches)
     row = Row(f"Pixeltable {version}", "float32", patches, seconds, peak)
     return replace(row, decoded_mb=pictures.decoded_mb, stored=True, joules=energy.joules())
+
+
+def _some(patches: int) -> None:
+    if not patches:
+        raise CaseFailed("it found no patch in these pictures")
 
 
 def _alone(

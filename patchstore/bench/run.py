@@ -14,7 +14,7 @@ from extractor.device import (
 )
 from extractor.grid import count_patches
 from extractor.settings import ExtractorSettings
-from patchstore.errors import CaseFailed
+from patchstore.errors import CaseFailed, PatchstoreError
 
 from . import cases
 from .bare import MAX_DRIFT, MIN_CORES_SHARE, cores_to_use
@@ -190,6 +190,16 @@ def doubts(bench: Bench) -> list[str]:
         if row.rate > alone.get(row.way, row.rate):
             found.append(f"patchstore in {row.way} seems faster than the pass that it contains")
     return found
+
+
+def check_plots() -> None:
+    """Raises PatchstoreError where plots cannot be drawn: better told before than after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise PatchstoreError(
+            f'plots cannot be drawn ({error}); install the extra: pip install -e ".[bench]"'
+        ) from error
 
 
 def plots(bench: Bench, pictures: Pictures, folder: Path) -> list[Path]:

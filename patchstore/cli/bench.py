@@ -76,6 +76,7 @@ def bench(
     )
     folder = FolderSource(images).root if images is not None else None
     if plots is not None:
+        run.check_plots()
         plots.mkdir(parents=True, exist_ok=True)
     resolve(options.recipe())  # a wrong name is said at once
     # Servers and folders of its own go with it.

@@ -1,7 +1,5 @@
 """What an audit sees of a store in which somebody has been at the rows."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -16,7 +14,7 @@ from db.audit import (
     sample_patches,
 )
 from db.index import build_index, index_name
-from db.ledger import finish_run
+from db.ledger import note_precision
 
 
 @pytest.fixture
@@ -95,7 +93,7 @@ def test_a_sample_takes_from_as_many_images_as_there_are(store, spec, count, fou
 
 def test_a_sampled_patch_says_where_it_is_from_and_in_which_precision(store, spec):
     run = store.scalar("SELECT run_id FROM patchstore.extraction LIMIT 1")
-    finish_run(store.engine, run, "completed", json.dumps({"precision": "bf16"}))
+    note_precision(store.engine, run, "bf16")  # and the run was killed
     sample = sample_patches(store.engine, spec, 6)
     (patch,) = [p for p in sample if p.uri == "a" and p.box == (8, 0, 8, 8)]
     np.testing.assert_array_equal(patch.vector, store.content("1")[1])

@@ -258,6 +258,17 @@ def test_a_run_that_died_is_reported_as_crashed_before_any_other_begins(store, s
     assert (report.state, report.finished_at) == ("crashed", None)
 
 
+def test_what_was_noted_of_a_run_stays_when_it_ends(store, spec):
+    run = store.run(spec)
+    ledger.note_precision(store.engine, run, "bf16")
+    for summary, kept in (
+        (None, {"precision": "bf16"}),
+        ('{"error": "away"}', {"precision": "bf16", "error": "away"}),
+    ):
+        ledger.finish_run(store.engine, run, "failed", summary)
+        assert reports.last_runs(store.engine)[0].summary == kept
+
+
 def test_a_finished_run_keeps_its_summary(store, spec):
     run = store.run(spec)
     ledger.finish_run(store.engine, run, "completed", '{"found": 1, "note": "100% :x"}')

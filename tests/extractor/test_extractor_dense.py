@@ -311,6 +311,24 @@ def test_a_device_without_memory_gets_smaller_tiles(
     assert "tiles are now of 32" in caplog.text
 
 
+def test_where_memory_runs_out_fewer_small_images_go_through_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pictures = [picture(24, 24) for _ in range(12)]
+    expected = extract(FeatureExtractor(spec(), SMALL), *pictures)
+    extractor = FeatureExtractor(spec(), SMALL)
+    maps: Callable[[Tensor], Tensor] = SMALL.network.features
+
+    def small_memory(images: Tensor) -> Tensor:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError
+        return maps(images)
+
+    monkeypatch.setattr(extractor, "_run", small_memory)
+    for found, right in zip(extract(extractor, *pictures), expected, strict=True):
+        close(found, right)
+
+
 def test_a_device_that_cannot_hold_one_cell_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = FeatureExtractor(spec(), SMALL)
 

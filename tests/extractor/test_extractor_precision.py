@@ -56,6 +56,32 @@ def test_a_precision_that_is_fast_and_wrong_is_not(bf16, tiny_spec, sample):
     assert "\n" not in check.detail
 
 
+def test_a_way_that_fails_while_it_is_measured_is_told_and_not_chosen(bf16, tiny_spec, sample):
+    class Breaks(Slow):
+        left = 1
+
+        def forward(self, patches):
+            if torch.is_autocast_enabled("cpu"):
+                self.left -= 1
+                if self.left < 0:
+                    raise RuntimeError("no memory for\na real batch")
+            return super().forward(patches)
+
+    check = check_precision(tiny_spec, fake(Breaks(1e-4)), sample, "cpu", FEW)
+    assert check.way == Way()
+    assert "bf16: no memory for a real batch" in check.detail
+
+
+def test_a_runtime_that_is_not_installed_takes_no_part(monkeypatch):
+    def version(name):
+        raise devices.PackageNotFoundError(name)
+
+    monkeypatch.setattr(devices, "version", version)
+    devices._is_installed.cache_clear()
+    assert devices.exported_ways(CPU) == []
+    devices._is_installed.cache_clear()
+
+
 def test_a_precision_that_is_right_and_slow_is_not(bf16, tiny_spec, sample):
     check = check_precision(tiny_spec, fake(Slow(0.0, lazy=False)), sample, "cpu", FEW)
     assert check.speedup == 1.0
@@ -92,7 +118,8 @@ def test_another_runtime_is_tried_where_the_work_repays_it(
     assert f"{Way(FLOAT32, runtime)} " in found.detail and "lowest cosine 1.0" in found.detail
     assert found.kind.startswith("cpu") and runtime in found.kind
     small = check_precision(tiny_spec, fake(Mean()), sample, "cpu", patches=4999)
-    assert runtime not in small.detail + small.kind
+    assert runtime not in small.kind
+    assert "4999 patches do not repay exporting the network to onnxruntime, mnn" in small.detail
 
 
 def test_with_bf16_openvino_is_tried_too(bf16, tiny_spec, sample):

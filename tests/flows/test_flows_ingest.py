@@ -20,7 +20,9 @@ from db.reports import failures, last_runs, patch_matrix, status
 from db.search import SearchOptions, search
 from db.specs import StoredSpec
 from extractor.backbone import resolve
+from extractor.device import FLOAT32, ONNX, Way
 from extractor.errors import WeightsError
+from extractor.onnx import ExportedNetwork
 from extractor.spec import Recipe
 from flows import batch as steps
 from flows import models, scan
@@ -266,6 +268,22 @@ def test_a_run_that_ends_for_reasons_of_its_own_uses_up_no_attempt_of_its_images
     with store.connect() as connection:
         found = connection.execute(text("SELECT attempts FROM patchstore.extraction")).scalar()
     assert found == attempts
+    assert last_runs(store)[0].summary["precision"] == "float32"  # type: ignore[index]
+
+
+def test_a_runtime_that_fails_on_a_real_batch_gives_way_to_torch(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+
+    def fail(*_arguments: Any) -> Any:
+        raise RuntimeError("Failed to allocate memory")
+
+    monkeypatch.setattr(models.Model, "_choose", lambda *_: Way(FLOAT32, ONNX))
+    monkeypatch.setattr(ExportedNetwork, "start", fail)
+    state, summary = ingest(precision="auto")
+    assert (state.name, summary.done) == ("Completed", 1)
+    assert [log for log in logs_of(state) if "Failed to allocate memory" in log.message]
 
 
 def test_a_run_that_cannot_say_how_it_ended_is_recorded_as_failed(
@@ -279,7 +297,10 @@ def test_a_run_that_cannot_say_how_it_ended_is_recorded_as_failed(
     monkeypatch.setattr("flows.ingest.failures", away)
     assert ingest()[0].is_failed()
     (run,) = last_runs(store)
-    assert (run.state, run.summary) == ("failed", {"error": "connection lost"})
+    assert (run.state, run.summary) == (
+        "failed",
+        {"error": "connection lost", "precision": "float32"},
+    )
 
 
 def test_a_database_that_drops_every_connection_costs_no_second_forward_pass(

@@ -149,6 +149,27 @@ def test_vectors_of_a_lower_precision_are_judged_by_it(
     assert 1e-4 < report.largest_difference < 0.125
 
 
+def test_an_audit_compares_patches_of_scales_that_float32_rounds(
+    prefect_api: str, store: Engine, paint: Paint, folder: Path
+) -> None:
+    from flows.ingest import ingest
+    from flows.request import IngestRequest
+
+    recipe = Recipe(
+        backbone="squeezenet1_1",
+        weights="random:0",
+        patch_size=48,
+        stride=48,
+        scales=(1.0, 0.7),
+    )
+    scaled = register(store, "scaled", resolve(recipe))
+    paint("a.png")
+    ingest(IngestRequest(source=str(folder), spec="scaled"))
+    _state, report = run_audit(scaled)
+    assert report.problems == []
+    assert 0 <= report.largest_difference < 1e-5
+
+
 def test_reindex_builds_what_is_missing_and_rebuilds_what_has_churned(
     ingested: Path, store: Engine, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from extractor.device import Way, choose_device
 from extractor.errors import ImageError
 from flows.request import Precision
-from patchstore.bench import energy, run
+from patchstore.bench import cases, energy, run
 from patchstore.bench.bare import cores_to_use, run_alone
 from patchstore.bench.cases import Row
 from patchstore.bench.energy import Energy
@@ -25,7 +26,7 @@ from patchstore.bench.measure import apart, communicate, peak_mib
 from patchstore.bench.pictures import Pictures, copied, cut_out, made_up
 from patchstore.bench.tiles import pixeltable_home
 from patchstore.cli import ingest as cli
-from patchstore.errors import BenchError, CaseFailed
+from patchstore.errors import BenchError, CaseFailed, PatchstoreError
 
 OPTIONS = SpecOptions(patch_size=64, stride=32)
 CORES = float(cores_to_use(choose_device()))
@@ -241,3 +242,19 @@ def test_the_command_takes_the_precisions_that_a_run_takes() -> None:
 @pytest.mark.parametrize("name", get_args(Precision)[1:])
 def test_a_precision_is_the_name_of_a_way(name: str) -> None:
     assert str(Way.parse(name)) == name
+
+
+def test_a_way_that_finds_no_patch_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = SimpleNamespace(patches=0, seconds=1.0)
+    monkeypatch.setattr(cases, "apart", lambda *_: (nothing, 1.0))
+    pictures = SimpleNamespace(files=[], decoded_mb=1.0)
+    with pytest.raises(CaseFailed, match="no patch"):
+        cases.tutorial(pictures, OPTIONS, "postgresql://")  # type: ignore[arg-type]
+
+
+def test_plots_that_cannot_be_drawn_are_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(PatchstoreError, match="pip install"):
+        run.check_plots()
