@@ -153,12 +153,7 @@ def get_patch_row(engine: Engine, patch_id: int) -> PatchRow:
         NotFound: no such patch; a recomputed image has patches with new ids.
     """
     with store_errors(), engine.connect() as connection:
-        rows = _patches(
-            connection,
-            f"p.spec_id {OF_ANY_SPEC} AND p.id = :value",
-            None,
-            patch_id,
-        )
+        rows = _patches(connection, f"p.spec_id {OF_ANY_SPEC} AND p.id = :value", None, patch_id)
     if not rows:
         raise NotFound(f"no patch {patch_id} is in the store now", "patch_unknown")
     return rows[0]

@@ -50,6 +50,13 @@ WAITING = """
 """
 
 
+# Nobody computed anything: that was no attempt.
+GIVE_BACK = """
+    UPDATE patchstore.extraction SET state = 'pending', leased_until = NULL,
+           attempts = attempts - 1, updated_at = now()
+"""
+
+
 @dataclass(frozen=True)
 class Lease:
     """The right to compute one image, until the fence moves on."""
@@ -297,9 +304,7 @@ def release_image(engine: Engine, lease: Lease) -> None:
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
-                "UPDATE patchstore.extraction SET state = 'pending', leased_until = NULL, "
-                "  attempts = attempts - 1, updated_at = now() "
-                "WHERE spec_id = :spec AND image_id = :image AND fence = :fence "
+                f"{GIVE_BACK}WHERE spec_id = :spec AND image_id = :image AND fence = :fence "
                 "  AND state = 'leased'"
             ),
             _key(lease),
@@ -311,9 +316,7 @@ def give_back(engine: Engine, run_id: int) -> None:
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
-                "UPDATE patchstore.extraction SET state = 'pending', leased_until = NULL, "
-                "  attempts = attempts - 1, updated_at = now() "
-                "WHERE state = 'leased' AND (spec_id, image_id) IN ("
+                f"{GIVE_BACK}WHERE state = 'leased' AND (spec_id, image_id) IN ("
                 "  SELECT spec_id, image_id FROM patchstore.extraction"
                 "   WHERE run_id = :run AND state = 'leased'"
                 "   ORDER BY image_id, spec_id FOR UPDATE)"

@@ -66,3 +66,8 @@ class ImageTooSmall(ImageError):
 
 class DegenerateFeatures(ImageError):
     """Feature vectors that are not finite, too large for a half or of zero length."""
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What an error of anybody's says, in one line of so many characters; its type if nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

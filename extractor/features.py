@@ -205,13 +205,13 @@ class FeatureExtractor:
             return []
         for region in regions:
             check_pixels(region.picture)
-        boxes = np.array([region.box for region in regions], dtype=np.int32).reshape(-1, 4)
         if self._dense is None:
             windows = self._alone(regions)
         else:
             pictures = {id(region.picture): region.picture for region in regions}
             at = {key: i for i, key in enumerate(pictures)}
             owner = np.array([at[id(region.picture)] for region in regions], dtype=np.int64)
+            boxes = np.array([region.box for region in regions], dtype=np.int32)
             windows = _Windows(list(pictures.values()), owner, boxes)
         return [self._vector(row) for row in self._begin(windows)()]
 
@@ -320,10 +320,8 @@ class FeatureExtractor:
                 except torch.OutOfMemoryError:
                     if not dense.shrink():
                         raise
-                    self._cutter.forget()
                     log.warning("%s is out of memory, tiles are now of %d", self.device, dense.tile)
-                    if self.device.type == "cuda":
-                        torch.cuda.empty_cache()
+                    self._free()
                 else:
                     return vectors
 
@@ -386,7 +384,11 @@ class FeatureExtractor:
         if patches <= 1:
             raise
         self.batch_size = max(1, patches // 2)
-        self._cutter.forget()
         log.warning("%s is out of memory, batch_size is now %d", self.device, self.batch_size)
+        self._free()
+
+    def _free(self) -> None:
+        """Give back what is kept between passes, so that a smaller one finds room."""
+        self._cutter.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

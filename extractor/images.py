@@ -29,6 +29,7 @@ from .errors import (
     ImageTooLarge,
     NotAnImage,
     TruncatedImage,
+    one_line,
 )
 
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a bomb
@@ -241,12 +242,8 @@ def _pillow_errors() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise TruncatedImage(
-            f"it is cut off, corrupt or of a kind that is not read: {_one_line(error)}"
+            f"it is cut off, corrupt or of a kind that is not read: {one_line(error)}"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _silence_pillow() -> None:

@@ -24,7 +24,7 @@ from .device import (
     device_kind,
     exported_ways,
 )
-from .errors import ImageError
+from .errors import ImageError, one_line
 from .features import FeatureExtractor
 from .sessions import runtime_version
 from .spec import FeatureSpec
@@ -200,8 +200,7 @@ class _Trial:
         return min(self._entrants, key=lambda way: self._entrants[way].seconds)
 
     def _refuse(self, way: Way, error: Exception) -> None:
-        line = " ".join(str(error).split())[:200] or type(error).__name__
-        self._refused.append(f"{way}: {line}")
+        self._refused.append(f"{way}: {one_line(error)}")
 
     def outcome(self, kind: str, best: Way) -> PrecisionCheck:
         """What was chosen, and why."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum, get_model_weights
 
-from .errors import SpecError, WeightsError
+from .errors import SpecError, WeightsError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def read_tensors(source: WeightsSource, backbone: str) -> dict[str, Tensor] | No
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"weights file {path} cannot be read: {_one_line(error)}") from error
+        raise WeightsError(f"weights file {path} cannot be read: {one_line(error, 160)}") from error
     except Exception as error:  # pickle, zip and torch each have errors of their own
         raise WeightsError(
             f"weights file {path} is corrupt or no state dict of torch ({type(error).__name__}); "
@@ -201,8 +201,8 @@ def _download(entry: WeightsEnum, backbone: str) -> Path:
     except (OSError, ValueError) as error:  # URLError is an OSError
         raise WeightsError(
             f"weights {entry.name} of {backbone} are not at {path} and cannot be downloaded "
-            f"({_one_line(error)}); fetch {entry.url} elsewhere and put it there, set TORCH_HOME "
-            "to a folder that has hub/checkpoints with it, or give the path of a file"
+            f"({one_line(error, 160)}); fetch {entry.url} elsewhere and put it there, set "
+            "TORCH_HOME to a folder that has hub/checkpoints with it, or give the path of a file"
         ) from error
     return path
 
@@ -245,7 +245,3 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__

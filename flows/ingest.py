@@ -35,6 +35,7 @@ from db.server import connect
 from db.settings import StoreSettings
 from db.specs import StoredSpec, get_spec
 from extractor.allocator import keep_freed_memory
+from extractor.errors import one_line
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
@@ -219,7 +220,7 @@ def _why(error: BaseException) -> str:
     """What stopped a run, in one line."""
     if not isinstance(error, Exception):  # Ctrl-C, a signal, Prefect's cancellation
         return "interrupted"
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    return one_line(error, 500)
 
 
 def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> Batch:

@@ -17,7 +17,7 @@ from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
 from extractor.device import EXPORTED, FLOAT32, Way, utilization
-from extractor.errors import DeviceError, ImageError
+from extractor.errors import DeviceError, ImageError, one_line
 from extractor.features import FeatureExtractor
 from extractor.precision import check_kind, check_precision
 from extractor.settings import ExtractorSettings
@@ -177,7 +177,7 @@ class Model:
         if not self._auto or failed.way.runtime not in EXPORTED:
             raise error
         if self._extractor is failed:  # nobody else has come to here first
-            line = " ".join(str(error).split())[:200] or type(error).__name__
+            line = one_line(error)
             logger.warning(
                 "computing in %s from now on, for %s failed: %s", FLOAT32, failed.way, line
             )

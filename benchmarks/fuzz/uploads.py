@@ -133,7 +133,7 @@ def _bomb(generator: np.random.Generator, original: bytes) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
-    wrap = (bytes, _as_ico, _as_icns)[int(generator.integers(3))]
+    wrap = (bytes, as_ico, as_icns)[int(generator.integers(3))]
     return wrap(bomb)
 
 
@@ -143,7 +143,7 @@ def _heavy() -> list[bytes]:
     The larger ones are below Pillow's own limit, two of them in an icon that claims to be small.
     """
     within, above = (_whole(side) for side in (7_000, 13_000))
-    return [within, _as_ico(above), within, _as_icns(above), within, above]
+    return [within, as_ico(above), within, as_icns(above), within, above]
 
 
 def _whole(side: int) -> bytes:
@@ -152,11 +152,13 @@ def _whole(side: int) -> bytes:
     return file.getvalue()
 
 
-def _as_ico(picture: bytes) -> bytes:
+def as_ico(picture: bytes) -> bytes:
+    """An ICO of 16 x 16 pixels, as it claims, with this picture in it."""
     entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
     return struct.pack("<HHH", 0, 1, 1) + entry + picture
 
 
-def _as_icns(picture: bytes) -> bytes:
+def as_icns(picture: bytes) -> bytes:
+    """An ICNS of 128 x 128 pixels, as it claims, with this picture in it."""
     block = b"ic07" + struct.pack(">I", 8 + len(picture)) + picture
     return b"icns" + struct.pack(">I", 8 + len(block)) + block

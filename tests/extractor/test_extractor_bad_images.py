@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
+from benchmarks.fuzz.uploads import as_icns, as_ico
 from extractor.errors import (
     EmptyImageFile,
     ImageError,
@@ -73,16 +74,6 @@ def test_a_decompression_bomb_is_refused_by_its_header():
     for read in (read_image, read_size):
         with pytest.raises(ImageTooLarge, match=r"PATCHSTORE_MAX_PIXELS"):
             read(bomb)
-
-
-def as_ico(picture):
-    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
-    return struct.pack("<HHH", 0, 1, 1) + entry + picture
-
-
-def as_icns(picture):
-    block = b"ic07" + struct.pack(">I", 8 + len(picture)) + picture
-    return b"icns" + struct.pack(">I", 8 + len(block)) + block
 
 
 @pytest.mark.parametrize(
