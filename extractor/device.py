@@ -18,6 +18,8 @@ ONNX, MNN, OPENVINO = "onnxruntime", "mnn", "openvino"
 # Runtimes of networks that were exported, on the CPU, and in which precision each is the fastest.
 EXPORTED = {ONNX: FLOAT32, MNN: FLOAT32, OPENVINO: "bf16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CORES = torch.get_num_threads()
+TEAMS = min(2, _CORES)  # of threads: as many passes side by side share the cores of a CPU
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,23 @@ def exported_ways(device: torch.device) -> list[Way]:
         for runtime, each in EXPORTED.items()
         if each in native and _is_installed(runtime)
     ]
+
+
+def use_cores(count: int) -> None:
+    """Let the passes of this thread use so many cores of the CPU from now on."""
+    # Asked for first: a thread takes over the others' number when it first needs one. And not set
+    # in vain: that makes a new pool of threads, which spin for a while.
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)  # of this thread, and for a while of new ones
+
+
+def share_cores(teams: int) -> None:
+    """Let the passes of this thread use one of so many equal shares of the cores.
+
+    The threads of one pass wait for each other after every layer: whatever else takes one of their
+    cores for a moment stops them all. Passes side by side do not stop each other.
+    """
+    use_cores(max(1, _CORES // teams))
 
 
 def utilization(device: torch.device) -> float | None:

@@ -25,12 +25,14 @@ from .device import (
     DTYPES,
     EXPORTED,
     FLOAT32,
+    TEAMS,
     TORCH,
     Way,
     arithmetic,
     check_device_precision,
     check_runtime,
     choose_device,
+    share_cores,
 )
 from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
 from .grid import PatchGrid, window_of
@@ -61,7 +63,7 @@ class _Windows:
 class FeatureExtractor:
     """A spec on a device.
 
-    Threads may share one: forward passes take turns.
+    Threads may share one: forward passes take turns, `teams` of them at a time.
 
     Attributes:
         spec: whose vectors these are.
@@ -69,6 +71,7 @@ class FeatureExtractor:
         way: in which precision it computes, and what runs the network.
         batch_size: patches that are computed at once, in one pass or in several side by side;
             halved for good when the device's memory runs out, and so are the tiles of a dense spec.
+        teams: how many threads may compute at the same time.
     """
 
     def __init__(
@@ -94,7 +97,8 @@ class FeatureExtractor:
             batch_size: patches that are computed at once.
             dense_tile: side of the largest square that a dense network is given, in pixels.
             small_passes: passes of few patches are to be fast, too, as questions bring them; on a
-                CPU takes the memory of the network's weights once more.
+                CPU takes the memory of the network's weights once more, and passes may be computed
+                by two threads at a time.
 
         Raises:
             DeviceError: when device or precision are not there, or the runtime cannot be used.
@@ -117,11 +121,14 @@ class FeatureExtractor:
             cast_once(self._network, DTYPES[precision])
         self._cutter = PatchCutter(spec, self.device)
         self._transfers = Transfers(self.device)
-        self._turn = threading.Lock()
+        small_passes = small_passes and shared and runtime == TORCH and spec.mode == "exact"
+        self.teams = TEAMS if small_passes else 1
+        self._turn = threading.Semaphore(self.teams)
         self._run = main_part(self._network)
         if runtime in EXPORTED:
             self._run = backbone.exported(spec.side, runtime)
-        if small_passes and shared and runtime == TORCH and spec.mode == "exact":
+        if small_passes:
+            share_cores(1)  # as a question has them that comes alone
             self._run = packed(self._network, noise(batch_size, spec.side)) or self._run
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
         if runtime == COMPILED:
@@ -192,8 +199,15 @@ class FeatureExtractor:
             raise vector
         return vector
 
-    def embed_many(self, regions: Sequence[Region]) -> list[NDArray[np.float32] | ImageError]:
+    def embed_many(
+        self, regions: Sequence[Region], *, teams: int | None = None
+    ) -> list[NDArray[np.float32] | ImageError]:
         """Compute the vectors of several regions in shared batches, each as `embed` does.
+
+        Args:
+            regions: of which pictures.
+            teams: how many threads share the cores now, each with a call like this one; by default
+                this one goes on with those it has.
 
         Returns:
             One vector a region, same order; `DegenerateFeatures` where it cannot be compared.
@@ -205,6 +219,8 @@ class FeatureExtractor:
             return []
         for region in regions:
             check_pixels(region.picture)
+        if teams is not None:
+            share_cores(teams)
         if self._dense is None:
             windows = self._alone(regions)
         else:

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .device import MNN, ONNX, OPENVINO
+from .device import MNN, ONNX, OPENVINO, use_cores
 from .errors import DeviceError
 from .network import DenseNetwork, difference, main_part
 from .sessions import Session, open_session
@@ -118,8 +118,7 @@ class ExportedNetwork:
 
 def _compute_alone(all_here: Barrier) -> None:
     """Spare this thread the team of others that each one which calls torch gets otherwise."""
-    torch.get_num_threads()  # a thread takes over the others' number when it first needs one
-    torch.set_num_threads(1)  # of this thread and, until somebody else says so, of those to come
+    use_cores(1)
     all_here.wait()  # so that no thread takes the turn of another
 
 

@@ -1,12 +1,15 @@
 """One warm network for all requests, and their patches in shared forward passes."""
 
 import logging
-import queue
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate, islice, takewhile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +21,13 @@ from patchstore.query import Vectors, load_extractor, stack_vectors
 
 from .problems import Problem
 
+if TYPE_CHECKING:
+    from extractor.features import FeatureExtractor  # torch takes seconds
+
 logger = logging.getLogger(__name__)
+
+_THREADS = (1, 2, 2)  # by how many each shares the cores; to change that takes milliseconds
+_LEAST = 2  # patches of a pass beside another: one by one they take nearly twice as long
 
 Observe = Callable[[int, float], None]  # patches of a forward pass, its seconds
 
@@ -34,8 +43,9 @@ class BatchingEmbedder:
     """Computes the vectors of concurrent requests together.
 
     Whatever has come in while the network was busy makes the next batch: nobody waits for company,
-    and the batches grow with the load. One thread does all that torch does, for every other one
-    would bring a team of OpenMP threads of its own.
+    and the batches grow with the load. While few ask, or one asks about much, a pass has all cores.
+    Once several patches wait for each of the teams that a CPU's cores can be shared by, each takes
+    its part of them, and passes run side by side: see `extractor.device.share_cores`.
     """
 
     def __init__(
@@ -50,11 +60,21 @@ class BatchingEmbedder:
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
         self._observe = observe
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: deque[_Job] = deque()
         self._waiting = 0
+        self._passes = 0  # that are being computed
+        self._sharing = False  # the cores; or there is one pass, which has them all
+        self._teams_of: dict[int, int] = {}  # a spec, once its network is loaded
+        self._closed = False
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="forward", daemon=True)
-        self._thread.start()
+        self._loading = threading.Lock()
+        self._turns = {teams: threading.Condition(self._lock) for teams in set(_THREADS)}
+        self._threads = [
+            threading.Thread(target=self._work, args=(teams,), name="forward", daemon=True)
+            for teams in _THREADS
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -69,6 +89,7 @@ class BatchingEmbedder:
             ExtractorError: the network cannot be loaded.
             ImageError: a region whose vector cannot be compared.
         """
+        job = _Job(spec, regions)
         with self._lock:
             # One question alone may be larger than the limit.
             if self._waiting and self._waiting + len(regions) > self._max_waiting:
@@ -76,9 +97,8 @@ class BatchingEmbedder:
                     "network_busy", f"{self._waiting} patches are waiting; try again in a second"
                 )
             self._waiting += len(regions)
-        job = _Job(spec, regions)
+            self._put(job)
         try:
-            self._jobs.put(job)
             vectors = job.result.result(self._timeout_s)
         except TimeoutError:
             job.result.cancel()
@@ -97,55 +117,94 @@ class BatchingEmbedder:
             ExtractorError: it cannot be loaded.
         """
         job = _Job(spec, [Region.whole(np.zeros((64, 64, 3), np.uint8))])
-        self._jobs.put(job)
+        with self._lock:
+            self._put(job)
         job.result.result()  # nothing to be seen in black, but the network answers
 
     def close(self) -> None:
-        """Ends the thread; what is waiting is cancelled."""
-        self._jobs.put(None)
-        self._thread.join()
+        """Ends the threads; what is waiting is cancelled."""
+        with self._lock:
+            self._closed = True
+            for job in self._jobs:
+                job.result.cancel()
+            self._jobs.clear()
+            for turn in self._turns.values():
+                turn.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
-        held: _Job | None = None  # did not fit the last batch
-        while (job := held or self._jobs.get()) is not None:
-            batch, held, ended = self._gather(job)
-            self._compute(batch)
-            if ended:
-                break
-        while not self._jobs.empty():
-            if (late := self._jobs.get()) is not None:
-                late.result.cancel()
+    def _put(self, job: _Job) -> None:
+        if self._closed:
+            job.result.cancel()
+            return
+        self._jobs.append(job)
+        self._call()
 
-    def _gather(self, first: _Job) -> tuple[list[_Job], _Job | None, bool]:
-        """All that waits and fits beside a job; the first that does not; whether it is the end."""
-        batch, patches = [first], len(first.regions)
-        while patches < self._batch_size:
+    def _work(self, teams: int) -> None:
+        """Computes what a thread is there for that shares the cores with `teams` - 1 others."""
+        while batch := self._take(teams):
             try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return batch, None, False
-            if job is None:
-                return batch, None, True
-            patches += len(job.regions)
-            if job.spec != first.spec or patches > self._batch_size:
-                return batch, job, False
-            batch.append(job)
-        return batch, None, False
+                self._compute(batch, teams)
+            finally:
+                with self._lock:
+                    self._passes -= 1
+                    self._call()
 
-    def _compute(self, batch: list[_Job]) -> None:
+    def _take(self, teams: int) -> list[_Job]:
+        """The jobs of the next pass, all of one spec; none at the end."""
+        with self._lock:
+            self._turns[teams].wait_for(lambda: self._closed or self._may_begin(teams))
+            if self._closed:
+                return []
+            batch = [self._jobs.popleft() for _ in range(self._fitting(teams))]
+            self._passes += 1
+            self._sharing = teams > 1
+            self._call()
+            return batch
+
+    def _call(self) -> None:
+        """Wakes a thread that may begin, and none in vain."""
+        for teams, turn in self._turns.items():
+            if self._may_begin(teams):
+                turn.notify()
+
+    def _may_begin(self, teams: int) -> bool:
+        if not self._jobs:
+            return False
+        if self._passes:
+            return self._sharing and teams == self._teams() and self._due() >= _LEAST
+        return teams == (self._teams() if self._makes_several() else 1)
+
+    def _teams(self) -> int:
+        """How many passes there may be side by side, as far as is known."""
+        return self._teams_of.get(self._jobs[0].spec.id, 1)
+
+    def _makes_several(self) -> bool:
+        first = self._fitting(self._teams())
+        return min(self._due(0, first), self._due(first)) >= _LEAST
+
+    def _fitting(self, teams: int) -> int:
+        """How many of the first jobs make a pass; one may be larger than that alone."""
+        most = min(self._batch_size, math.ceil(self._waiting / teams))
+        spec = self._jobs[0].spec
+        patches = accumulate(len(job.regions) for job in self._jobs)
+        fits = (
+            job.spec == spec and size <= most for job, size in zip(self._jobs, patches, strict=True)
+        )
+        return max(1, sum(1 for _ in takewhile(bool, fits)))
+
+    def _due(self, start: int = 0, stop: int | None = None) -> int:
+        return sum(len(job.regions) for job in islice(self._jobs, start, stop))
+
+    def _compute(self, batch: list[_Job], teams: int) -> None:
         due = [job for job in batch if job.result.set_running_or_notify_cancel()]
         if not due:
             return
-        spec = due[0].spec
         begun = time.perf_counter()
         try:
-            extractor = load_extractor(
-                FeatureSpec.model_validate(spec.recipe),
-                spec.weights_source,
-                self._batch_size,
-                small_passes=True,
-            )
-            vectors = extractor.embed_many([region for job in due for region in job.regions])
+            extractor = self._load(due[0].spec)
+            regions = [region for job in due for region in job.regions]
+            vectors = extractor.embed_many(regions, teams=teams)
         except Exception as error:  # whatever it is, those who wait must hear of it
             for job in due:
                 job.result.set_exception(error)
@@ -155,3 +214,14 @@ class BatchingEmbedder:
         for job in due:
             job.result.set_result(vectors[start : start + len(job.regions)])
             start += len(job.regions)
+
+    def _load(self, spec: StoredSpec) -> "FeatureExtractor":
+        with self._loading:
+            extractor = load_extractor(
+                FeatureSpec.model_validate(spec.recipe),
+                spec.weights_source,
+                self._batch_size,
+                small_passes=True,
+            )
+            self._teams_of[spec.id] = extractor.teams
+            return extractor

@@ -34,13 +34,19 @@ class Network:
     """Gives each region its first pixel as its vector; waits to be let go."""
 
     def __init__(self) -> None:
+        self.teams = 1
         self.batches: list[list[int]] = []
         self.go = threading.Event()
         self.begun = threading.Event()
+        self.both = threading.Barrier(2)
 
-    def embed_many(self, regions: list[Region]) -> list[np.ndarray | DegenerateFeatures]:
+    def embed_many(
+        self, regions: list[Region], *, teams: int
+    ) -> list[np.ndarray | DegenerateFeatures]:
         self.begun.set()
         assert self.go.wait(30)
+        if teams > 1:
+            self.both.wait(30)  # or it breaks: each must have the other beside it
         values = [int(region.picture[0, 0, 0]) for region in regions]
         self.batches.append(values)
         return [
@@ -107,6 +113,22 @@ def test_vectors_of_two_specs_never_share_a_pass(embedder, network, wait_until) 
     questions = [(spec(name), [region(n)]) for n, name in enumerate(["a", "b", "b", "a"], 1)]
     assert ask_at_once(embedder, network, questions, wait_until) == [[1], [2], [3], [4]]
     assert network.batches == [[1], [2, 3], [4]]
+
+
+def test_many_questions_are_shared_by_passes_side_by_side(embedder, network, wait_until) -> None:
+    network.teams = 2
+    questions = [(spec(), [region(n)]) for n in range(1, 7)]
+    assert ask_at_once(embedder, network, questions, wait_until) == [[n] for n in range(1, 7)]
+    assert network.batches[0] == [1]  # while it is computed the others wait
+    assert sorted(network.batches[1:]) == [[2, 3, 4], [5, 6]]
+
+
+def test_what_makes_no_two_passes_has_all_cores(embedder, network, wait_until) -> None:
+    network.teams = 2
+    questions = [(spec(), [region(n)] * count) for n, count in enumerate([1, 6, 1], 1)]
+    ask_at_once(embedder, network, questions, wait_until)
+    assert network.batches == [[1], [2] * 6, [3]]
+    assert not network.both.broken
 
 
 def test_one_bad_region_spoils_its_own_question_only(embedder, network, wait_until) -> None:

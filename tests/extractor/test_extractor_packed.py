@@ -1,13 +1,17 @@
 """A network whose weights lie as the CPU wants them is the same function, or there is none."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
+from threading import Barrier
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from extractor import packed as module
+from extractor.arrays import Region
 from extractor.backbone import load_backbone, resolve
 from extractor.features import FeatureExtractor
 from extractor.network import noise
@@ -112,3 +116,26 @@ def test_several_patches_are_computed_packed_up_to_the_most_that_are_faster_so(
         batch = PATCHES[:size]
         torch.testing.assert_close(ready.forward(batch), plain.forward(batch), rtol=1e-5, atol=1e-6)
     assert seen == [1, 2]
+
+
+def test_passes_side_by_side_give_the_same_vectors_each_on_its_share_of_the_cores() -> None:
+    resolved = resolve(Recipe("squeezenet1_1", "random:0", patch_size=64, stride=32))
+    backbone = load_backbone(resolved.spec, "random:0")
+    extractor = FeatureExtractor(resolved.spec, backbone, device="cpu", small_passes=True)
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    regions = [Region.whole(picture) for picture in pictures]
+    cores = torch.get_num_threads()
+    expected = np.stack(extractor.embed_many(regions))
+    begun = Barrier(2)
+
+    def ask(part: slice) -> tuple[np.ndarray, int]:
+        begun.wait(30)
+        found = [extractor.embed_many(regions[part], teams=2) for _ in range(5)][-1]
+        return np.stack(found), torch.get_num_threads()
+
+    with ThreadPoolExecutor(2) as threads:
+        halves = list(threads.map(ask, [slice(0, 3), slice(3, 8)]))
+    found = np.concatenate([vectors for vectors, _ in halves])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.linalg.norm(expected[0]))
+    assert {used for _, used in halves} == {max(1, cores // 2)}
+    assert torch.get_num_threads() == cores
