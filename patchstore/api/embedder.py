@@ -172,7 +172,7 @@ class BatchingEmbedder:
         if not self._jobs:
             return False
         if self._passes:
-            return self._sharing and teams == self._teams() and self._due() >= _LEAST
+            return self._sharing and 1 < teams == self._teams() and self._due() >= _LEAST
         return teams == (self._teams() if self._makes_several() else 1)
 
     def _teams(self) -> int:

@@ -27,7 +27,7 @@ RECIPE = {
 
 def spec(name: str = "one") -> StoredSpec:
     recipe = {**RECIPE, "layer": name}
-    return StoredSpec(1, name, name, recipe, 1, METRICS["l2"], name)
+    return StoredSpec(hash(name), name, name, recipe, 1, METRICS["l2"], name)
 
 
 class Network:
@@ -39,14 +39,19 @@ class Network:
         self.go = threading.Event()
         self.begun = threading.Event()
         self.both = threading.Barrier(2)
+        self.running: list[int] = []  # teams of each pass
+        self.beside: list[list[int]] = []  # and of those beside it, when it began
 
     def embed_many(
         self, regions: list[Region], *, teams: int
     ) -> list[np.ndarray | DegenerateFeatures]:
+        self.running.append(teams)
+        self.beside.append(list(self.running))
         self.begun.set()
         assert self.go.wait(30)
         if teams > 1:
             self.both.wait(30)  # or it breaks: each must have the other beside it
+        self.running.remove(teams)
         values = [int(region.picture[0, 0, 0]) for region in regions]
         self.batches.append(values)
         return [
@@ -129,6 +134,32 @@ def test_what_makes_no_two_passes_has_all_cores(embedder, network, wait_until) -
     ask_at_once(embedder, network, questions, wait_until)
     assert network.batches == [[1], [2] * 6, [3]]
     assert not network.both.broken
+
+
+class Steps(threading.Semaphore):
+    """Lets one pass go on a release."""
+
+    def wait(self, timeout: float) -> bool:
+        return self.acquire(timeout=timeout)
+
+
+def test_a_pass_that_needs_all_cores_never_begins_beside_another(network, wait_until) -> None:
+    embedder = BatchingEmbedder(batch_size=4, max_waiting=8, timeout_s=30)
+    network.go.set()
+    for name, network.teams in {"alone": 1, "sharing": 2}.items():
+        embedder(spec(name), [region(1)])
+    network.beside.clear()
+    network.go = Steps(0)
+    with ThreadPoolExecutor(8) as pool:
+        for name in ["sharing"] * 5 + ["alone"] * 2:
+            asked = embedder.waiting + 1
+            pool.submit(embedder, spec(name), [region(1)])
+            wait_until(lambda due=asked: embedder.waiting == due)
+        network.go.release()  # the first question's, whose pass all the others wait for
+        wait_until(lambda: network.running == [2, 2])
+        network.go.release(4)
+    assert network.beside == [[1], [2], [2, 2], [1]]
+    embedder.close()
 
 
 def test_one_bad_region_spoils_its_own_question_only(embedder, network, wait_until) -> None:
