@@ -135,7 +135,7 @@ def stack_vectors(vectors: Sequence[Vectors | ImageError]) -> Vectors:
     return np.stack(good)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # of a service whose specs are asked in turn; loading takes seconds
 def load_extractor(
     recipe: FeatureSpec, weights_source: str, batch_size: int = 16, small_passes: bool = False
 ) -> "FeatureExtractor":
