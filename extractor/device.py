@@ -94,7 +94,7 @@ def use_cores(count: int) -> None:
     # Asked for first: a thread takes over the others' number when it first needs one. And not set
     # in vain: that makes a new pool of threads, which spin for a while.
     if torch.get_num_threads() != count:
-        torch.set_num_threads(count)  # of this thread, and for a while of new ones
+        torch.set_num_threads(count)  # of this thread, and of new ones until somebody else does
 
 
 def share_cores(teams: int) -> None:

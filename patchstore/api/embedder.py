@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import accumulate, islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -187,11 +187,13 @@ class BatchingEmbedder:
         """How many of the first jobs make a pass; one may be larger than that alone."""
         most = min(self._batch_size, math.ceil(self._waiting / teams))
         spec = self._jobs[0].spec
-        patches = accumulate(len(job.regions) for job in self._jobs)
-        fits = (
-            job.spec == spec and size <= most for job, size in zip(self._jobs, patches, strict=True)
-        )
-        return max(1, sum(1 for _ in takewhile(bool, fits)))
+        count = patches = 0
+        for job in self._jobs:
+            patches += len(job.regions)
+            if job.spec != spec or patches > most:
+                break
+            count += 1
+        return max(1, count)
 
     def _due(self, start: int = 0, stop: int | None = None) -> int:
         return sum(len(job.regions) for job in islice(self._jobs, start, stop))

@@ -136,32 +136,6 @@ def test_what_makes_no_two_passes_has_all_cores(embedder, network, wait_until) -
     assert not network.both.broken
 
 
-class Steps(threading.Semaphore):
-    """Lets one pass go on a release."""
-
-    def wait(self, timeout: float) -> bool:
-        return self.acquire(timeout=timeout)
-
-
-def test_a_pass_that_needs_all_cores_never_begins_beside_another(network, wait_until) -> None:
-    embedder = BatchingEmbedder(batch_size=4, max_waiting=8, timeout_s=30)
-    network.go.set()
-    for name, network.teams in {"alone": 1, "sharing": 2}.items():
-        embedder(spec(name), [region(1)])
-    network.beside.clear()
-    network.go = Steps(0)
-    with ThreadPoolExecutor(8) as pool:
-        for name in ["sharing"] * 5 + ["alone"] * 2:
-            asked = embedder.waiting + 1
-            pool.submit(embedder, spec(name), [region(1)])
-            wait_until(lambda due=asked: embedder.waiting == due)
-        network.go.release()  # the first question's, whose pass all the others wait for
-        wait_until(lambda: network.running == [2, 2])
-        network.go.release(4)
-    assert network.beside == [[1], [2], [2, 2], [1]]
-    embedder.close()
-
-
 def test_one_bad_region_spoils_its_own_question_only(embedder, network, wait_until) -> None:
     good, bad, other = ask_at_once(
         embedder, network, [(spec(), [region(n)]) for n in (1, 0, 2)], wait_until
