@@ -201,16 +201,17 @@ def _is_alive(pid: int | None) -> bool:
     """Whether that process is still our server: numbers are given out again."""
     if pid is None:
         return False
-    with suppress(ChildProcessError):  # a server of our own that died is a zombie until asked
-        os.waitpid(pid, os.WNOHANG)
     for _ in range(EXEC_TRIES):
+        with suppress(ChildProcessError):  # a server of our own that died is a zombie until asked
+            os.waitpid(pid, os.WNOHANG)
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # the latter if it goes as it is read
             return Path("/proc").is_dir() is False and _answers_signal(pid)
         if command:
             return MODULE.encode() in command
-        # Empty while the kernel is still putting the new program in its place; a zombie's stays so.
+        # Empty while the kernel puts the new program in its place, and from the moment that it
+        # begins to end one: only then a zombie, which stays so.
         time.sleep(0.02)
     return False
 

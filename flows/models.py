@@ -139,8 +139,6 @@ class Model:
             extractor, results = self._on_thread(self._begin, images, at_work)
             try:
                 return results()
-            except ImageError:
-                raise
             except Exception as error:
                 self._on_thread(self._fall_back, extractor, error)
         return self.extract(images)
@@ -160,8 +158,6 @@ class Model:
             assert extractor is not None
             try:
                 return extractor, extractor.begin(images)
-            except ImageError:
-                raise
             except Exception as error:
                 extractor = self._fall_back(extractor, error)
                 return extractor, extractor.begin(images)
@@ -174,7 +170,8 @@ class Model:
 
     def _fall_back(self, failed: FeatureExtractor, error: Exception) -> FeatureExtractor:
         """What computes once a runtime that `auto` chose has failed; else raises the error."""
-        if not self._auto or failed.way.runtime not in EXPORTED:
+        chosen = self._auto and failed.way.runtime in EXPORTED
+        if isinstance(error, ImageError) or not chosen:
             raise error
         if self._extractor is failed:  # nobody else has come to here first
             line = one_line(error)

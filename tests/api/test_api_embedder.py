@@ -1,6 +1,7 @@
 """Forward passes are shared by whoever asks at the same time."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,19 +40,14 @@ class Network:
         self.go = threading.Event()
         self.begun = threading.Event()
         self.both = threading.Barrier(2)
-        self.running: list[int] = []  # teams of each pass
-        self.beside: list[list[int]] = []  # and of those beside it, when it began
 
     def embed_many(
         self, regions: list[Region], *, teams: int
     ) -> list[np.ndarray | DegenerateFeatures]:
-        self.running.append(teams)
-        self.beside.append(list(self.running))
         self.begun.set()
         assert self.go.wait(30)
         if teams > 1:
             self.both.wait(30)  # or it breaks: each must have the other beside it
-        self.running.remove(teams)
         values = [int(region.picture[0, 0, 0]) for region in regions]
         self.batches.append(values)
         return [
@@ -134,6 +130,59 @@ def test_what_makes_no_two_passes_has_all_cores(embedder, network, wait_until) -
     ask_at_once(embedder, network, questions, wait_until)
     assert network.batches == [[1], [2] * 6, [3]]
     assert not network.both.broken
+
+
+class Gates:
+    """Loads networks whose every pass waits until the test opens its gate."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.begun: list[int] = []  # teams of each pass, in order
+        self.gates: list[threading.Event] = []
+
+    def load(self, _recipe: object, weights: str, *_: object, **__: object) -> "Gates":
+        self.teams = 1 if weights == "alone" else 2
+        return self
+
+    def embed_many(self, regions: list[Region], *, teams: int) -> list[np.ndarray]:
+        gate = threading.Event()
+        self.gates.append(gate)
+        self.begun.append(teams)
+        assert self.open or gate.wait(30)
+        return [np.zeros(1, np.float32) for _ in regions]
+
+
+def test_a_pass_that_needs_all_cores_never_begins_beside_another(monkeypatch, wait_until) -> None:
+    gates = Gates()
+    monkeypatch.setattr(module, "load_extractor", gates.load)
+    embedder = BatchingEmbedder(batch_size=4, max_waiting=20, timeout_s=30)
+    gates.open = True
+    for name in ("alone", "sharing"):
+        embedder(spec(name), [region(1)])  # from now on it is known how many may share
+    gates.open, gates.begun, gates.gates = False, [], []
+    with ThreadPoolExecutor(9) as pool:
+
+        def ask(name: str, count: int) -> None:
+            due = embedder.waiting + count
+            for _ in range(count):
+                pool.submit(embedder, spec(name), [region(1)])
+            wait_until(lambda: embedder.waiting == due)
+
+        ask("sharing", 1)
+        wait_until(lambda: len(gates.begun) == 1)
+        ask("sharing", 6)
+        gates.gates[0].set()
+        wait_until(lambda: len(gates.begun) == 3 and embedder.waiting == 6)
+        ask("alone", 2)
+        gates.gates[1].set()
+        wait_until(lambda: embedder.waiting < 8)  # that pass has answered
+        time.sleep(0.05)  # for what must not begin now
+        assert gates.begun == [1, 2, 2]
+        gates.gates[2].set()
+        wait_until(lambda: len(gates.begun) == 4)
+        assert gates.begun[3] == 1
+        gates.gates[3].set()
+    embedder.close()
 
 
 def test_one_bad_region_spoils_its_own_question_only(embedder, network, wait_until) -> None:

@@ -103,6 +103,22 @@ def test_a_server_whose_program_is_just_being_loaded_is_alive_and_a_zombie_is_no
     assert local_server._is_alive(os.getpid()) is alive
 
 
+def test_a_server_that_ends_while_it_is_looked_at_stays_no_zombie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def end_it(_path: Path) -> bytes:
+        monkeypatch.undo()
+        server.kill()
+        return b""  # as the kernel says of a process that is about to end
+
+    monkeypatch.setattr(Path, "read_bytes", end_it)
+    assert local_server._is_alive(server.pid) is False
+    assert not Path(f"/proc/{server.pid}").exists()
+    server.communicate()
+
+
 STUBBORN = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit()))
