@@ -446,7 +446,7 @@ def test_the_heat_map_shows_every_patch_of_an_image_that_has_more_than_one_answe
     assert pictures[0] == pictures[1]
 
 
-def test_a_filter_goes_to_the_service_digit_by_digit(page: Page, shop: Shop) -> None:
+def test_large_numbers_are_asked_for_and_shown_digit_by_digit(page: Page, shop: Shop) -> None:
     image = httpx.get(f"{shop.url}/v1/images").json()["images"][2]
     httpx.put(
         f"{shop.url}/v1/images/{image['image_id']}/metadata", json={"serial": 9007199254740993}
@@ -456,6 +456,9 @@ def test_a_filter_goes_to_the_service_digit_by_digit(page: Page, shop: Shop) -> 
     page.get_by_text("More", exact=True).click()
     page.get_by_label("Metadata contains").fill('{"serial": 9007199254740993}')
     expect(hits(page)).to_have_count(9)
+    hits(page).first.locator(".open").click()
+    expect(page.locator("#hit-facts")).to_contain_text("9007199254740993")
+    page.keyboard.press("Escape")
     page.get_by_label("Metadata contains").fill('{"serial": 9007199254740992}')
     expect(hits(page)).to_have_count(0)
 

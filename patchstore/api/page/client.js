@@ -40,7 +40,13 @@ export async function request(path, { body, signal } = {}) {
   }
   const answer = await send(path, init);
   if (!answer.ok) throw await problem(answer);
-  return answer.json();
+  return JSON.parse(await answer.text(), asWritten);
+}
+
+/** Whole numbers beyond 2^53 as they were written, where the browser tells how: not rounded. */
+function asWritten(_key, value, { source } = {}) {
+  const rounded = typeof value === "number" && !Number.isSafeInteger(value);
+  return rounded && /^-?\d+$/.test(source) ? JSON.rawJSON(source) : value;
 }
 
 /**
