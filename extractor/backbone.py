@@ -15,7 +15,7 @@ from torchvision import models
 from torchvision.models._api import WeightsEnum, get_model, list_models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from .errors import SpecError, WeightsError
+from .errors import SpecError, WeightsError, one_line
 from .field import Field, cell_counter, measure_field
 from .grid import EdgePolicy, check_geometry
 from .network import CutNetwork, DenseNetwork, fold_norms, split_at_pooling
@@ -311,7 +311,7 @@ def _dry_run(network: CutNetwork, recipe: Recipe, side: int) -> int:
     except Exception as error:  # every network has its own way to say no
         raise SpecError(
             f"{recipe.backbone} does not run on {side} x {side} pixels: "
-            f"{' '.join(str(error).split())[:160]}; give another patch_size or input_size"
+            f"{one_line(error, 160)}; give another patch_size or input_size"
         ) from error
     check_poolable(features, network.pooling, recipe.layer, batch=2)
     if isinstance(network, DenseNetwork) and features.ndim != 4:

@@ -34,7 +34,7 @@ from .device import (
     choose_device,
     share_cores,
 )
-from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError
+from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError, one_line
 from .grid import PatchGrid, window_of
 from .network import CutNetwork, DenseNetwork, cast_once, main_part, noise
 from .onnx import ExportedNetwork
@@ -374,8 +374,7 @@ class FeatureExtractor:
         try:
             self._begin(_Windows([black], np.zeros(1, dtype=np.int64), window))()
         except Exception as error:  # of the network, the compilers, or the device
-            line = " ".join(str(error).split())[:200]
-            raise DeviceError(f"{COMPILED} cannot run this network: {line}") from error
+            raise DeviceError(f"{COMPILED} cannot run this network: {one_line(error)}") from error
 
     def _dense_pass(self, backbone: Backbone, tile: int) -> DensePass:
         patches = self.batch_size

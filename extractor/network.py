@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from .errors import SpecError
+from .errors import SpecError, one_line
 from .pooling import pool
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def split_at_pooling(trunk: nn.Module) -> tuple[nn.Module, nn.Module]:
         raise
     except Exception as error:  # tracing runs a network's own Python: anything may come out
         raise SpecError(
-            f"the mode dense cannot trace this network: {' '.join(str(error).split())[:160]}"
+            f"the mode dense cannot trace this network: {one_line(error, 160)}"
         ) from error
 
 
@@ -152,7 +152,7 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
             folded = folded.to(memory_format=torch.channels_last)
             expected, found = network(patches), folded(patches)
     except Exception as error:  # tracing runs a network's own Python: anything may come out
-        log.info("batch norms stay unfolded: %s", " ".join(str(error).split())[:200])
+        log.info("batch norms stay unfolded: %s", one_line(error))
         return network
     if not difference(expected, found) <= _TOLERANCE:  # NaN is no agreement either
         log.warning("batch norms stay unfolded: the folded network gives other values")

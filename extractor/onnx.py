@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .device import MNN, ONNX, OPENVINO, use_cores
-from .errors import DeviceError
+from .errors import DeviceError, one_line
 from .network import DenseNetwork, difference, main_part
 from .sessions import Session, open_session
 from .spec import FeatureSpec
@@ -68,8 +68,7 @@ class ExportedNetwork:
         try:
             self._session = _kept(opener, export_folder) or _exported(opener, export_folder)
         except Exception as error:  # exporting runs a network's own Python: anything may come out
-            line = " ".join(str(error).split())[:200]
-            raise DeviceError(f"{runtime} cannot run this network: {line}") from error
+            raise DeviceError(f"{runtime} cannot run this network: {one_line(error)}") from error
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Run normalised patches, float32 (N, 3, S, S) channels last, to vectors (N, D).
@@ -207,7 +206,7 @@ def _kept(opener: _Opener, export_folder: Path | None) -> Session | None:
         session = opener.open(export_folder / _FILE)
         os.utime(export_folder)  # `_forget` deletes what was not used for longest
     except Exception as error:  # a file that was cut off makes any trouble
-        log.warning("exporting again: %s (%s)", export_folder, " ".join(str(error).split())[:200])
+        log.warning("exporting again: %s (%s)", export_folder, one_line(error))
         return None
     return session
 

@@ -18,6 +18,7 @@ from timeit import timeit
 import torch
 from torch import Tensor, nn
 
+from .errors import one_line
 from .network import difference
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def packed(network: nn.Module, patches: Tensor) -> nn.Module | None:
                     break
                 most = size
     except Exception as error:  # operators of torch's own: another version may have others
-        log.info("weights are left as they lie: %s", " ".join(str(error).split())[:200])
+        log.info("weights are left as they lie: %s", one_line(error))
         return None
     if not most:
         return None
