@@ -19,7 +19,7 @@ from pgvector import Vector
 from pgvector.psycopg import register_vector_async
 from psycopg.rows import dict_row
 
-from flows.local_server import free_port
+from patchstore.cli.serve import listen
 
 STATEMENT = b"SELECT * FROM patchstore.similar_patches(%s, %s, %s, ef_search => %s)"
 
@@ -64,6 +64,7 @@ class Least:
 
 
 if __name__ == "__main__":
-    port = free_port()
-    print(f"http://127.0.0.1:{port}", flush=True)
-    uvicorn.run(Least(sys.argv[1]), port=port, log_level="error", lifespan="off", access_log=False)
+    config = uvicorn.Config(Least(sys.argv[1]), log_level="error", lifespan="off", access_log=False)
+    with listen("127.0.0.1", 0) as listener:
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        uvicorn.Server(config).run([listener])

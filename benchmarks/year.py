@@ -36,9 +36,9 @@ import psutil
 import psycopg
 from PIL import Image
 
-from flows.local_server import free_port
 from patchstore.bench.home import COMMAND, SPEC
 from patchstore.bench.report import machine, table
+from patchstore.cli.serve import listen
 
 DAY_S = 86_400
 RETENTION_DAYS = 2
@@ -261,7 +261,8 @@ def _row(end: int, stretch: Sequence[Run]) -> str:
 
 def _environment(home: Path, store: str, records: str) -> dict[str, str]:
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("PREFECT_", "PATCHSTORE_"))}
-    port = free_port()
+    with listen("127.0.0.1", 0) as probe:
+        port = probe.getsockname()[1]
     return kept | {
         "PATCHSTORE_HOME": str(home / "home"),
         "PATCHSTORE_DATABASE_URL": store,

@@ -84,10 +84,13 @@ def ensure(folder: Path) -> LocalServer:
         known = _read(folder)
         if _is_alive(known.get("pid")):
             return LocalServer(folder, known["port"])
-        port = free_port()
-        with (folder / "server.log").open("a") as log:
+        # It is handed over listening: another program might take a port that is free until then.
+        listener = socket.create_server(("127.0.0.1", 0))
+        port, handed = listener.getsockname()[1], listener.fileno()
+        with listener, (folder / "server.log").open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, str(folder), str(port)],
+                [sys.executable, "-m", MODULE, str(folder), str(handed)],
+                pass_fds=[handed],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -119,22 +122,21 @@ def stop(folder: Path) -> bool:
     return True
 
 
-def serve(folder: Path, port: int) -> None:
+def serve(folder: Path, listener: socket.socket) -> None:
     """Runs the server in this process until nobody has used it for a while."""
     import uvicorn
 
     gc.set_threshold(50_000)  # by default a fifth of the start is a search for garbage
     os.nice(10)  # it keeps records; the forward pass that it records goes first
     threading.Thread(target=_leave_when_idle, args=(folder,), daemon=True).start()
-    uvicorn.run(
+    config = uvicorn.Config(
         "prefect.server.api.server:create_app",
         factory=True,
-        host="127.0.0.1",
-        port=port,
         log_level="error",
         lifespan="on",
         timeout_graceful_shutdown=5,
     )
+    uvicorn.Server(config).run([listener])
 
 
 def _leave_when_idle(folder: Path) -> None:
@@ -224,12 +226,5 @@ def _answers_signal(pid: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    serve(Path(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))

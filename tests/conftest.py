@@ -11,6 +11,7 @@ import numpy as np
 import psycopg
 import pytest
 import yaml
+from hypothesis import settings
 from PIL import Image
 from sqlalchemy import URL, Engine
 
@@ -18,6 +19,10 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 
 _numbers = count()
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("patchstore", deadline=None)
+settings.load_profile("patchstore")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -377,6 +377,7 @@ def test_everything_can_be_done_by_keyboard(page: Page, shop: Shop) -> None:
     expect(page).to_have_url(re.compile("region=24,18,48,42"))
     page.keyboard.press("Escape")
     expect(page).not_to_have_url(re.compile("region"))
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
 
     while not page.evaluate("document.activeElement.matches('.open')"):
         page.keyboard.press("Tab")

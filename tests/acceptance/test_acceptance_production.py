@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,6 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-
-from patchstore.cli.serve import listen
 
 DOCKER = Path(__file__).parents[2] / "docker"
 PYTHON = Path(sys.executable).parent
@@ -45,8 +44,11 @@ class Machine:
     def __post_init__(self) -> None:
         for name in self.services:
             (self.folder / f"tmp-of-{name}").mkdir()
-            with listen("127.0.0.1", 0) as probe:
-                self.ports[name] = probe.getsockname()[1]
+            # Bound until the end, so that nobody else is given it; the service may bind it, too.
+            place = self.stack.enter_context(socket.socket())
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(("127.0.0.1", 0))
+            self.ports[name] = place.getsockname()[1]
 
     def here(self, name: str, text: str) -> str:
         """A text of the file as it must read on this machine."""

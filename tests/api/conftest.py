@@ -148,7 +148,7 @@ def serving(engine: Engine, settings: ServeSettings | None = None) -> Iterator[s
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
         yield url
     finally:
         server.should_exit = True

@@ -1,7 +1,6 @@
 """However many pictures come at once, so many pixels are held and no more."""
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -106,21 +105,28 @@ def test_a_picture_that_cannot_be_decoded_leaves_its_room() -> None:
 
 
 class Reader:
-    """Decodes slowly enough to meet others, and remembers how many it met."""
+    """Decodes once it has met others, and remembers how many it met.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Args:
+        wanted: how many are to meet; one that is to be alone looks a moment for others.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self._patience_s = 0.05 if wanted == 1 else 20
+        self._wanted = max(2, wanted)
+        self._met = threading.Condition()
         self.inside = self.most = 0
 
     def __call__(self, read: Callable[..., Any], *what: Any, max_pixels: int) -> Any:
-        with self._lock:
+        with self._met:
             self.inside += 1
             self.most = max(self.most, self.inside)
-        time.sleep(0.05)
+            self._met.notify_all()
+            self._met.wait_for(lambda: self.most >= self._wanted, self._patience_s)
         try:
             return read(*what, max_pixels=max_pixels)
         finally:
-            with self._lock:
+            with self._met:
                 self.inside -= 1
 
 
@@ -128,7 +134,7 @@ class Reader:
 def test_uploads_and_originals_are_decoded_within_the_budget(
     shelf, serve, monkeypatch, at_once, most
 ) -> None:
-    reader = Reader()
+    reader = Reader(most)
     for module, name in ((query, "read_image"), (pictures, "read_stored")):
         monkeypatch.setattr(module, name, partial(reader, getattr(module, name)))
     with serve(shelf.engine, ServeSettings(api_pixels_at_once=at_once)) as url:

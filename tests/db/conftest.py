@@ -1,6 +1,7 @@
 """A store that is driven like a run drives it: scan, lease, write. Vectors are seeded numpy."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from sqlalchemy import URL, Connection, Engine, text
 
 from db import catalog, ledger, reports, writer
 from db.catalog import ScanCounts, SeenFile
-from db.engine import make_engine, parse_url
+from db.engine import driver_connection, make_engine, parse_url
 from db.ledger import Lease, LeaseLimits
 from db.specs import NewSpec, StoredSpec, add_spec
 
@@ -170,10 +171,14 @@ class Store:
         """The connection of a process that lives; closing it is that process's death."""
         with self.engine.connect() as connection:
             ledger.show_alive(connection, run)
+            pid = driver_connection(connection).info.backend_pid
             try:
                 yield connection
             finally:
                 connection.invalidate()
+        # The server notices a moment later.
+        while self.scalar("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid", pid=pid):
+            time.sleep(0.01)
 
 
 def mark(content: str | None) -> str:

@@ -284,10 +284,8 @@ def test_callers_that_set_the_same_at_once_do_not_meet_in_a_deadlock(store, spec
 
 
 def test_the_victim_of_a_deadlock_tries_again(store, spec, admin):
-    """Another program locks the same two rows in the other order, and waits less patiently."""
+    """Another program locks the same two rows in the other order, and waits more patiently."""
     store.ingest(spec, {"a": "1", "b": "2"})
-    store.sql(f"ALTER DATABASE {admin.info.dbname} SET deadlock_timeout = '50ms'")
-    store.engine.dispose()
     lock = "SELECT 1 FROM patchstore.image_location WHERE uri = %s FOR UPDATE"
     with psycopg.connect(admin.info.dsn) as other, ThreadPoolExecutor(1) as pool:
         other.execute("SET deadlock_timeout = '60s'")

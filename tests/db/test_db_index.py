@@ -166,7 +166,7 @@ def test_progress_is_shown_by_phase_and_share(store, spec, monkeypatch):
         enough.set()
 
     held = HeldBuild(store, spec, on_progress=note)
-    assert enough.wait(10)
+    assert enough.wait(60)
     assert held.finish()
     assert all(phase and 0 <= share <= 1 for phase, share in seen)
 
@@ -180,7 +180,7 @@ def test_a_listener_that_fails_does_not_stop_the_build(store, spec, monkeypatch)
         raise RuntimeError("the terminal is gone")
 
     held = HeldBuild(store, spec, on_progress=fail)
-    assert enough.wait(10)
+    assert enough.wait(60)
     assert held.finish()
     assert is_indexed(store.engine, spec)
 

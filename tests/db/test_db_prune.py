@@ -208,6 +208,7 @@ def test_a_spec_is_not_removed_under_a_live_run_whatever_is_recorded_of_it(store
 
 def test_a_removal_waits_for_a_search_and_keeps_no_other_from_starting(store, spec, monkeypatch):
     monkeypatch.setattr(db.prune, "LOCK_TIMEOUT_MS", 20)
+    monkeypatch.setattr(db.prune, "LOCK_TRIES", 10_000)
     other = store.spec("other")
     store.ingest(spec, {"a": "1"})
     store.ingest(other, {"a": "1"})

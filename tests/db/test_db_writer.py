@@ -204,7 +204,7 @@ def test_writers_and_scans_in_opposite_order_never_deadlock(store, spec):
         store.scan(spec, files[turn % 2])
         store.sql(
             "UPDATE patchstore.extraction SET state = 'failed', error = 'x', patch_count = NULL, "
-            "visible = false WHERE state = 'done' AND image_id IN (SELECT image_id FROM "
+            "visible = false WHERE (spec_id, image_id) IN (SELECT spec_id, image_id FROM "
             "patchstore.extraction WHERE state = 'done' ORDER BY image_id, spec_id "
             "LIMIT 4 FOR UPDATE SKIP LOCKED)"
         )

@@ -49,8 +49,16 @@ def embedded(markdown: str, media_type: str) -> bytes:
 
 
 def test_a_run_shows_its_outcome_by_name_tags_tables_and_pictures(
-    ingest: Any, paint: Paint, folder: Path, store: Engine, spec: StoredSpec
+    ingest: Any,
+    paint: Paint,
+    folder: Path,
+    store: Engine,
+    spec: StoredSpec,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from flows import live
+
+    monkeypatch.setattr(live, "PERIOD_S", 3600.0)  # no run is long enough for its progress
     for n in range(3):
         paint(f"{n}.png", n)
     (folder / "empty.jpg").write_bytes(b"")
@@ -102,6 +110,7 @@ def test_a_run_in_progress_is_followed_to_its_end(
     from flows import live
 
     monkeypatch.setattr(live, "PERIOD_S", 0.01)
+    monkeypatch.setattr(live, "LAST_CALL_S", 60.0)
     monkeypatch.setenv("PATCHSTORE_BATCH_IMAGES", "2")
     for n in range(6):
         paint(f"{n}.png", n)

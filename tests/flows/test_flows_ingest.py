@@ -454,7 +454,7 @@ def test_an_operator_reads_the_tasks_names_in_prefect(
     run_id = state.state_details.flow_run_id
     with get_client(sync_client=True) as client:
         tasks: list[Any] = []
-        for _ in range(100):  # the API records task runs a moment later
+        for _ in range(600):  # the API records task runs some seconds later
             tasks = client.read_task_runs(
                 task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[run_id]))
             )

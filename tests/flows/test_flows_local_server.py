@@ -7,6 +7,7 @@ import sys
 import time
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_a_server_whose_program_is_just_being_loaded_is_alive_and_a_zombie_is_no
 ) -> None:
     lines = chain([b""] * left, repeat(local_server.MODULE.encode()))
     monkeypatch.setattr(Path, "read_bytes", lambda _path: next(lines))
-    monkeypatch.setattr(local_server.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(local_server, "time", SimpleNamespace(sleep=lambda _seconds: None))
     assert local_server._is_alive(os.getpid()) is alive
 
 
@@ -111,6 +112,7 @@ def test_a_server_that_ends_while_it_is_looked_at_stays_no_zombie(
     def end_it(_path: Path) -> bytes:
         monkeypatch.undo()
         server.kill()
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
         return b""  # as the kernel says of a process that is about to end
 
     monkeypatch.setattr(Path, "read_bytes", end_it)

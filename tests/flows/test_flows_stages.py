@@ -1,5 +1,7 @@
 """Where the time of a run goes."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from db.ledger import Lease
@@ -26,7 +28,7 @@ def test_a_stage_that_fails_is_counted_too() -> None:
 
 def test_time_that_several_threads_are_inside_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([10.0, 14.0, 20.0, 21.0])
-    monkeypatch.setattr(stages.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: next(now)))
     clock = Clock()
     busy = Busy(clock, "forward")
     with busy, busy:  # from 10 to 14
@@ -56,7 +58,7 @@ def test_what_a_batch_waits_for_the_device_is_no_forward_pass() -> None:
 
 def test_batches_double_up_to_ten_seconds_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(stages.time, "monotonic", lambda: now)
+    monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: now))
     tally = Tally()
     assert tally.next_batch(8, 512) == 16  # nothing is known yet
     assert tally.next_batch(8, 12) == 12

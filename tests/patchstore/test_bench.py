@@ -169,7 +169,7 @@ def test_a_process_that_dies_is_a_case_that_failed() -> None:
 
 
 def test_the_peak_of_another_process_is_watched() -> None:
-    allocate = "block = bytearray(80 << 20); print(len(block)); import time; time.sleep(0.3)"
+    allocate = "block = bytearray(80 << 20); print(len(block)); import time; time.sleep(3)"
     process = subprocess.Popen([sys.executable, "-c", allocate], stdout=subprocess.PIPE, text=True)
     output, peak = communicate(process)
     assert output.strip() == str(80 << 20)
