@@ -464,6 +464,15 @@ def test_large_numbers_are_asked_for_and_shown_digit_by_digit(page: Page, shop: 
     expect(hits(page)).to_have_count(0)
 
 
+def test_a_new_answer_leaves_the_keyboard_where_it_was(page: Page, shop: Shop) -> None:
+    choose(page, shop.folder / "0.png")
+    old = hits(page).nth(1).locator(".open").element_handle()
+    hits(page).nth(1).locator(".open").focus()
+    page.evaluate("location.hash += '&merge=1'")
+    page.wait_for_function("(button) => !button.isConnected", arg=old)
+    expect(hits(page).nth(1).locator(".open")).to_be_focused()
+
+
 def test_another_place_of_a_hit_is_gone_on_from(page: Page) -> None:
     pick_stored(page, "0.png")
     click_at(page.locator("#stage"), 0.05, 0.05)

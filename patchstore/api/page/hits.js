@@ -9,6 +9,7 @@ import { showPicture } from "./client.js";
  *   open: (index: number) => void}} how `whole`: pictures show whole images
  */
 export function showHits(list, hits, how) {
+  const focused = [...list.children].findIndex((item) => item.contains(document.activeElement));
   list.replaceChildren(
     ...hits.map((hit, index) => {
       const item = document.createElement("li");
@@ -16,6 +17,7 @@ export function showHits(list, hits, how) {
       return item;
     }),
   );
+  list.children[focused]?.querySelector(".open").focus({ preventScroll: true });
 }
 
 /** @param {HTMLOListElement} list */
