@@ -29,6 +29,7 @@ lint: $(READY)
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV): some 7 GB with torch's CUDA, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" --constraint constraints.txt
 	@touch $@

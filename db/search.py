@@ -189,12 +189,13 @@ def find_patch(engine: Engine, spec: StoredSpec, image: int | str, x: int, y: in
     """
     images = [image] if isinstance(image, int) else find_images(engine, spec, image)
     name = f"image {image}" if isinstance(image, int) else image
+    why = "" if images else "; it has no such image, see: patchstore status, patchstore failures"
     return _patch(
         engine,
         spec,
         "SELECT p.* FROM patchstore.feature_spec s, patchstore.find_patch("
         "  s, %(images)s::bigint[], %(x)s::integer, %(y)s::integer) p WHERE s.id = %(spec)s",
-        f"spec {spec.name!r} has no patch of {name} at {x},{y}",
+        f"spec {spec.name!r} has no patch of {name} at {x},{y}{why}",
         {"spec": spec.id, "images": images, "x": x, "y": y},
     )
 

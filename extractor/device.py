@@ -52,7 +52,7 @@ def choose_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device is {name!r}; give auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"device is {name!r}; give auto, cpu, cuda or cuda:N (PATCHSTORE_DEVICE)")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"device {name!r} is not there, torch sees {torch.cuda.device_count()} CUDA devices; "

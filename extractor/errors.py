@@ -4,6 +4,7 @@ ExtractorError
  ├ SpecError               a recipe that cannot work: the user's mistake
  ├ WeightsError            weights missing, unreachable, of another network or with other tensors
  ├ DeviceError             a device or a precision that this machine does not have
+ ├ Abandoned               nobody wants any more what was being computed
  └ ImageError              permanent, about one image; its text is the reason the user reads
     ├ EmptyImageFile       no bytes at all
     ├ NotAnImage           no format that is read
@@ -34,6 +35,10 @@ class WeightsError(ExtractorError):
 
 class DeviceError(ExtractorError):
     """A device or a precision that this machine does not have."""
+
+
+class Abandoned(ExtractorError):
+    """What was being computed is not wanted any more."""
 
 
 class ImageError(ExtractorError):

@@ -34,7 +34,7 @@ from .device import (
     choose_device,
     share_cores,
 )
-from .errors import DegenerateFeatures, DeviceError, ImageError, SpecError, one_line
+from .errors import Abandoned, DegenerateFeatures, DeviceError, ImageError, SpecError, one_line
 from .grid import PatchGrid, window_of
 from .network import CutNetwork, DenseNetwork, cast_once, main_part, noise
 from .onnx import ExportedNetwork
@@ -124,6 +124,7 @@ class FeatureExtractor:
         small_passes = small_passes and shared and runtime == TORCH and spec.mode == "exact"
         self.teams = TEAMS if small_passes else 1
         self._turn = threading.Semaphore(self.teams)
+        self._wanted = True
         self._run = main_part(self._network)
         if runtime in EXPORTED:
             self._run = backbone.exported(spec.side, runtime)
@@ -175,6 +176,14 @@ class FeatureExtractor:
             return [self._result(image, own) for image, own in zip(images, rows, strict=True)]
 
         return results
+
+    def abandon(self) -> None:
+        """End at its next pass what is being computed, and whatever is begun later: `Abandoned`."""
+        self._wanted = False
+
+    def _check_wanted(self) -> None:
+        if not self._wanted:
+            raise Abandoned("computing was stopped")
 
     def _cuts(self, grid: PatchGrid) -> NDArray[np.int32]:
         """Windows, which may reach beyond the image, or the boxes inside it that are pooled."""
@@ -281,6 +290,7 @@ class FeatureExtractor:
         tensors = [self._transfers.to_device(pixels) for pixels in windows.images]
 
         def cut(batch: slice) -> Tensor:
+            self._check_wanted()
             owners = windows.owner[batch].tolist()
             return self._cutter.cut([tensors[i] for i in owners], windows.boxes[batch].tolist())
 
@@ -306,6 +316,7 @@ class FeatureExtractor:
         start = 0
         while start < len(windows):
             with self._turn:
+                self._check_wanted()
                 batch = slice(start, start + self.batch_size)
                 owners = windows.owner[batch].tolist()
                 try:
@@ -352,6 +363,7 @@ class FeatureExtractor:
             yield maps
 
     def _take(self, batch: Rectangles) -> Tensor:
+        self._check_wanted()
         images, rectangles = batch
         return self._cutter.take(images, [(at.x, at.y, at.width, at.height) for at in rectangles])
 

@@ -202,7 +202,8 @@ def _download(entry: WeightsEnum, backbone: str) -> Path:
         raise WeightsError(
             f"weights {entry.name} of {backbone} are not at {path} and cannot be downloaded "
             f"({one_line(error, 160)}); fetch {entry.url} elsewhere and put it there, set "
-            "TORCH_HOME to a folder that has hub/checkpoints with it, or give the path of a file"
+            "TORCH_HOME to a folder that has hub/checkpoints with it, or give a file: "
+            "patchstore spec add NAME --weights FILE"
         ) from error
     return path
 

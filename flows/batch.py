@@ -16,7 +16,7 @@ from db.ledger import Lease, fail_image, release_image
 from db.specs import StoredSpec
 from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
-from extractor.errors import ImageError
+from extractor.errors import Abandoned, ImageError
 from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import FeatureSpec
@@ -191,6 +191,8 @@ def _extract_each(
     """The whole batch at once; image by image where that fails, to find the one that does it."""
     try:
         return extract(images)
+    except Abandoned:
+        raise
     except Exception as error:
         if is_transient(error):
             raise
@@ -199,6 +201,8 @@ def _extract_each(
     for image in images:
         try:
             results.extend(extract([image]))
+        except Abandoned:
+            raise
         except Exception as error:
             if is_transient(error):
                 raise

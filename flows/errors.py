@@ -13,6 +13,8 @@ FlowError
 image may be to blame for what ended a run.
 """
 
+from typing import Any
+
 from db.errors import CountMismatch, StoreError, TransientStoreError
 
 
@@ -25,7 +27,11 @@ class SourceError(FlowError):
 
 
 class BackfillError(FlowError):
-    """Some sources could not be ingested; the others were."""
+    """Some sources could not be ingested; the others were, as the `BackfillReport` says."""
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class ScheduleError(FlowError):

@@ -176,7 +176,12 @@ def _compute_pending(run: _Run, summary: Summary, pending: int, precision: Preci
     run.ears.phase("computing")
     run.tally.begin(pending)
     with LiveProgress(run.tally, model.utilization) as live:
-        _compute(run, model)
+        try:
+            _compute(run, model)
+        except BaseException:
+            run.ears.phase("stopping")
+            model.abandon()  # Prefect waits for the tasks that have begun
+            raise
         summary.device_busy = run.tally.finish_computing(model.clock)
     summary.patches = run.tally.patches
     summary.precision = None if model.way is None else str(model.way)
@@ -248,6 +253,7 @@ def _finish(run: _Run, summary: Summary) -> list[Failure]:
     summary.done = standing["done"]
     summary.failed = standing["failed"]
     summary.pending = standing["pending"] + standing["leased"]
+    summary.elsewhere = standing["leased"]
     failed = failures(run.engine, source_id=run.source_id, spec=run.stored.name)
     summary.reasons = dict(Counter(failure.reason for failure in failed).most_common(10))
     state = "completed_with_errors" if summary.is_troubled else "completed"

@@ -17,7 +17,7 @@ from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
 from extractor.device import EXPORTED, FLOAT32, Way, utilization
-from extractor.errors import DeviceError, ImageError, one_line
+from extractor.errors import Abandoned, DeviceError, ImageError, one_line
 from extractor.features import FeatureExtractor
 from extractor.precision import check_kind, check_precision
 from extractor.settings import ExtractorSettings
@@ -114,6 +114,7 @@ class Model:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._backbone: Backbone = self._on_thread(load, stored)
         self._extractor: FeatureExtractor | None = None
+        self._abandoned = False
         self.clock = Clock()
         self._forward = Busy(self.clock, "forward")
         if not self._auto:
@@ -143,6 +144,12 @@ class Model:
                 self._on_thread(self._fall_back, extractor, error)
         return self.extract(images)
 
+    def abandon(self) -> None:
+        """Ends soon what is being computed, for the run has ended: `extract` raises Abandoned."""
+        self._abandoned = True
+        if self._extractor is not None:
+            self._extractor.abandon()
+
     def _on_thread(self, call: Callable[..., T], *arguments: Any) -> T:
         # With the caller's context, so that Prefect knows whose log lines these are.
         return self._thread.submit(copy_context().run, call, *arguments).result()
@@ -156,6 +163,8 @@ class Model:
                 self._take(self._usable(self._choose(images)))
             extractor = self._extractor
             assert extractor is not None
+            if self._abandoned:
+                extractor.abandon()
             try:
                 return extractor, extractor.begin(images)
             except Exception as error:
@@ -171,7 +180,7 @@ class Model:
     def _fall_back(self, failed: FeatureExtractor, error: Exception) -> FeatureExtractor:
         """What computes once a runtime that `auto` chose has failed; else raises the error."""
         chosen = self._auto and failed.way.runtime in EXPORTED
-        if isinstance(error, ImageError) or not chosen:
+        if isinstance(error, ImageError | Abandoned) or not chosen:
             raise error
         if self._extractor is failed:  # nobody else has come to here first
             line = one_line(error)

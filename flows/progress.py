@@ -12,7 +12,9 @@ class Summary:
     """What a run found and did.
 
     `found` = `new` + `changed` + `moved` + `unchanged` compares files with the last scan;
-    `done`, `failed` and `pending` say where these files stand after the run and add up to `found`;
+    `done`, `failed` and `pending` say where these files stand after the run and add up to `found`,
+    but for files that the store keeps of a folder which could not be listed; `elsewhere` are those
+    of the pending ones that another run is computing;
     `patches` and `seconds` are this run's own. `others` are files that are no images, `unlisted`
     folders that could not be listed (their files, as last seen, still count in `done` and so on),
     `reasons` how often images fail for which reason.
@@ -32,6 +34,7 @@ class Summary:
     done: int = 0
     failed: int = 0
     pending: int = 0
+    elsewhere: int = 0
     patches: int = 0
     seconds: float = 0.0
     patches_per_second: float = 0.0

@@ -158,7 +158,8 @@ def backfill(request: BackfillRequest) -> State[BackfillReport]:
     if troubled:
         raise BackfillError(
             f"{len(troubled)} of {len(sources)} sources failed, first: {troubled[0]}; "
-            "mend that and run the same again"
+            "mend that and run the same again",
+            report,
         )
     message = f"{report.failed} failed, {report.pending} pending"
     name = "CompletedWithErrors" if report.failed or report.pending else "Completed"

@@ -21,11 +21,12 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 from prefect.workers.process import ProcessWorker
 
 from .deploy import TAG, ensure_crash_detection, ensure_pool
-from .errors import PrefectApiAway
+from .errors import FlowError, PrefectApiAway
 from .prefect_api import prefect_api
 from .settings import FlowSettings
 
@@ -41,8 +42,11 @@ def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
         healthcheck: whether to answer `GET /health`, where `PREFECT_WORKER_WEBSERVER_...` say.
 
     Raises:
+        FlowError: health checks cannot be answered there.
         PrefectApiError: the API refuses, or has been away for long.
     """
+    if healthcheck:
+        _check_place()
     with prefect_api() as client:
         ensure_pool(client, pool)
         ensure_crash_detection(client, FlowSettings().crashed_after_s)
@@ -55,6 +59,18 @@ def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
         raise PrefectApiAway(
             f"the Prefect API was away for too long: {errors.exceptions[0]}; start the worker again"
         ) from errors
+
+
+def _check_place() -> None:
+    """Raises FlowError where nobody can listen: Prefect would go on without health checks."""
+    place = get_current_settings().worker.webserver
+    try:
+        socket.create_server((place.host, place.port)).close()
+    except OSError as error:
+        raise FlowError(
+            f"cannot answer health checks on {place.host}:{place.port}: {error.strerror or error}; "
+            "set PREFECT_WORKER_WEBSERVER_PORT, or leave --healthcheck out"
+        ) from error
 
 
 def skip_missed(client: SyncPrefectClient, pool: str) -> None:

@@ -209,6 +209,7 @@ class PatchstoreClient:
             place: a stored patch by its image's URI or id, x and y.
 
         Raises:
+            TypeError: `image` is a str.
             ValueError: not exactly one of image, vector, patch_id and place; `region` or
                 `consistent` without a picture; or a vector that is no row of finite numbers.
         """
@@ -225,6 +226,8 @@ class PatchstoreClient:
         if image is not None:
             options |= {"region": _whole(region), "consistent": consistent}
             data = {n: _as_text(n, value) for n, value in options.items() if value is not None}
+            if isinstance(image, str):  # httpx would send the text itself
+                raise TypeError(f"image is the str {image[:80]!r}; give a Path, bytes or a file")
             content = image.read_bytes() if isinstance(image, Path) else image
             return self._ask(_answer, "POST", "search", data=data, files={"image": content})
         if vector is not None:

@@ -82,7 +82,10 @@ def _csv_rows(name: str, file: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         header = next(reader, [])
         if "uri" not in header or len({*header}) < len(header) or "" in header:
-            _refuse(name, 1, "must name the columns, each once, and one of them uri")
+            named = ",".join(header)[:100]
+            _refuse(
+                name, 1, f"must name the columns, each once, and one of them uri, not {named!r}"
+            )
         for cells in reader:
             if not cells:
                 continue

@@ -358,7 +358,7 @@ def check_region(question: ImageQuestion, picture: Pixels) -> Box:
     """The box that a question is about. Raises QuestionError where it asks for less or more."""
     height, width = picture.shape[:2]
     x, y, w, h = box = question.region or (0, 0, width, height)
-    if w < 1 or h < 1 or x < 0 or y < 0 or x + w > width or y + h > height:
+    if x < 0 or y < 0 or x + w > width or y + h > height:
         raise QuestionError(
             f"region {x},{y},{w},{h} does not lie inside {question.name}, "
             f"which is {width} x {height}",

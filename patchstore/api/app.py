@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from sqlalchemy import Engine
 
 from . import browse, health, problems, search
-from .auth import Gate, Scope, Token, parse_tokens
+from .auth import Gate, Scope, Token, parse_tokens, warn_of_expired
 from .direct import Direct
 from .middleware import Requests
 from .problems import MEDIA_TYPE, RULES, Problem
@@ -42,6 +42,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> Any:
     """
     settings = settings or ServeSettings()
     tokens = parse_tokens(settings.api_tokens.get_secret_value())
+    warn_of_expired(tokens)
     service = Service(engine, settings)
 
     @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from patchstore.errors import PatchstoreError
 
 from .problems import Problem
+
+logger = logging.getLogger(__name__)
 
 Scope = Literal["read", "admin"]
 MIN_LENGTH = 16
@@ -45,6 +48,18 @@ def parse_tokens(text: str) -> list[Token]:
             )
         tokens[token.digest] = token
     return list(tokens.values())
+
+
+def warn_of_expired(tokens: Sequence[Token]) -> None:
+    """Tells the log of tokens whose time has ended."""
+    now = datetime.now(UTC)
+    for number, token in enumerate(tokens, start=1):
+        if token.expires is not None and token.expires <= now:
+            logger.warning(
+                "entry %d of PATCHSTORE_API_TOKENS opens nothing: its time ended at %s",
+                number,
+                f"{token.expires:%Y-%m-%d %H:%M %Z}",
+            )
 
 
 def _parse(entry: str, number: int) -> Token:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from db.browse import ImageRow, get_image, get_patch_row
 from db.search import Box
 from extractor.arrays import Region
-from extractor.errors import ImageError
+from extractor.errors import ImageChanged, ImageError
 from extractor.images import read_stored
 from extractor.settings import ExtractorSettings
 from extractor.uris import path_of
@@ -113,7 +113,8 @@ class Pictures:
         except OSError as error:
             raise _gone(file.uri, error) from error
         except ImageError as error:
-            raise Problem(_GONE, f"{file.uri} cannot be shown: {error}") from error
+            rule = _GONE if isinstance(error, ImageChanged) else "picture_unreadable"
+            raise Problem(rule, f"{file.uri} cannot be shown: {error}") from error
 
 
 def _encoded(shown: Image.Image, side: int) -> bytes:

@@ -73,6 +73,7 @@ RULES: dict[str, Rule] = {
     "image_unknown": Rule(404, "No such image"),
     "patch_unknown": Rule(404, "No such patch"),
     "picture_gone": Rule(404, "The picture is not there any more"),
+    "picture_unreadable": Rule(404, "The picture is of a kind that is not read, or broken"),
     "network_unavailable": Rule(503, "The network cannot be loaded"),
     "network_busy": Rule(503, "Too many questions are waiting"),
     "store_unavailable": Rule(503, "The database cannot be reached"),

@@ -81,7 +81,12 @@ def _from_json(value: object) -> object:
 
 
 def _from_list(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    parts = value.split(",")
+    if len(parts) != 4:
+        raise ValueError(f"{value[:80]!r} is not x,y,width,height")
+    return parts
 
 
 _BOX_TEXT = WithJsonSchema(

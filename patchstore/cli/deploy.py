@@ -59,6 +59,8 @@ def deploy(
     from flows.request import IngestRequest
     from flows.sources import FolderSource
 
+    if every is not None and timezone != "UTC" and not upkeep:
+        fail("--timezone goes with --cron and --upkeep; --every counts from midnight UTC")
     if source is None and not (upkeep and every is None and cron is None):
         fail("give a FOLDER with --every or --cron, or --upkeep, or both")
     folder = None if source is None else FolderSource(source)  # a wrong path is said at once
@@ -99,7 +101,11 @@ def worker(
     pool: Pool = POOL,
     limit: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     healthcheck: Annotated[
-        bool, typer.Option("--healthcheck", help="Answer GET /health, on port 8080 unless set.")
+        bool,
+        typer.Option(
+            "--healthcheck",
+            help="Answer GET /health, on PREFECT_WORKER_WEBSERVER_HOST and _PORT (0.0.0.0:8080).",
+        ),
     ] = False,
 ) -> None:
     """Carry out scheduled runs until stopped (Ctrl-C or SIGTERM)."""

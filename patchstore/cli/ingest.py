@@ -188,6 +188,8 @@ def describe(summary: "Summary") -> list[str]:
         f"{summary.moved} moved, {summary.unchanged} unchanged; {summary.vanished} vanished",
         f"done {summary.done}, failed {summary.failed}, pending {summary.pending}",
     ]
+    if summary.elsewhere:
+        lines.append(f"{summary.elsewhere} of the pending are being computed by another run")
     if summary.patches:
         lines.append(
             f"{summary.patches:,} patches at {summary.patches_per_second:,.1f} patches/s"

@@ -1,6 +1,10 @@
 """Puts the commands together and turns errors into one line and an exit code."""
 
+import os
+import signal
+from importlib.metadata import version as version_of
 from pathlib import Path
+from typing import Annotated
 
 import click
 import typer
@@ -20,18 +24,39 @@ from . import (
     spec,
     upkeep,
 )
-from .console import INTERRUPTED, fail, say
+from .console import INTERRUPTED, err, fail, print_line, say
 from .startup import Leaving
+
+_STOPPED = "stopped; what was finished is stored, run the same command again to go on"
 
 app = typer.Typer(
     name="patchstore",
-    help="Patch feature vectors of your pictures, kept up to date in your own Postgres.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,  # "[default: ...]" is no markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print_line(version_of("patchstore"))
+        raise typer.Exit
+
+
+@app.callback()
+def patchstore(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Patch feature vectors of your pictures, kept up to date in your own Postgres."""
+
+
 app.command("ingest")(ingest.ingest)
 app.command("deploy")(deploy.deploy)
 app.command("worker")(deploy.worker)
@@ -57,11 +82,24 @@ app.add_typer(database.app, name="db")
 def start() -> None:
     """The entry point: a process of its own."""
     leaving = Leaving()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
     except SystemExit as end:
         leaving.code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Ctrl-C ends what is under way in good order; once more, and the process is gone."""
+    signal.signal(signal.SIGINT, _leave)
+    raise KeyboardInterrupt
+
+
+def _leave(_number: int, _frame: object) -> None:
+    err.show_cursor()  # a progress bar has hidden it
+    say(_STOPPED)
+    os._exit(INTERRUPTED)  # what it had begun is free again, as after a kill
 
 
 def main() -> None:
@@ -70,7 +108,7 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's own, for a KeyboardInterrupt
-            say("stopped; what was finished is stored, run the same command again to go on")
+            say(_STOPPED)
         raise
     except click.exceptions.Abort:
         raise SystemExit(INTERRUPTED) from None

@@ -77,6 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise PatchstoreError(
-            f"cannot listen on {_shown(host)}:{port}: {error.strerror or error}"
+            f"cannot listen on {_shown(host)}:{port}: {error.strerror or error}; "
+            "give another --port or --host"
         ) from error
     return listener

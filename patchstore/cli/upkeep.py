@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from flows.audit import AuditReport
+    from flows.upkeep import BackfillReport
 
 Spec = Annotated[
     str | None, typer.Option(help="Spec or alias.  [default: default, or the only one]")
@@ -71,6 +72,7 @@ def reindex(
     ] = False,
 ) -> None:
     """Build a spec's index anew, while searches go on by the old one. Safe to kill and repeat."""
+    from db.settings import StoreSettings
     from patchstore.store import spec_for_search
 
     with prefect() as engine:
@@ -80,7 +82,11 @@ def reindex(
     report = run(flow, ReindexRequest(spec=name, if_needed=if_needed))
     churn = "" if report.churn is None else f", {report.churn:.0%} of its rows were replaced"
     outgrown = ", it had been built for far fewer rows" if report.outgrown else ""
-    say(f"index of {name}: {report.outcome}{churn}{outgrown} ({report.seconds:.1f} s)")
+    few = ""
+    if report.churn is None and report.outcome == "not needed":
+        least = StoreSettings().index_threshold
+        few = f", it is built from {least:,} patches on (PATCHSTORE_INDEX_THRESHOLD)"
+    say(f"index of {name}: {report.outcome}{churn}{outgrown}{few} ({report.seconds:.1f} s)")
     if report.leftovers:
         say(f"indexes that killed runs had left, now dropped: {report.leftovers}")
 
@@ -110,11 +116,26 @@ def backfill(
     """
     with prefect() as engine:
         from db.specs import get_spec
+        from flows.errors import BackfillError
         from flows.upkeep import BackfillRequest
         from flows.upkeep import backfill as flow
 
         name = get_spec(engine, spec).name
-    report = run(flow, BackfillRequest(spec=name, sources=[str(path) for path in sources or ()]))
+    request = BackfillRequest(spec=name, sources=[str(path) for path in sources or ()])
+    try:
+        report = run(flow, request)
+    except BackfillError as error:
+        _print_sources(error.report)
+        raise
+    _print_sources(report)
+    if report.failed:
+        say(f"each failure: patchstore failures --spec {name}")
+        raise SystemExit(SOME_IMAGES_FAILED)
+    if not report.pending:
+        say(f"next: patchstore spec promote {name} --as ALIAS")
+
+
+def _print_sources(report: "BackfillReport") -> None:
     print_table(
         ("source", "spec", "found", "done", "failed", "pending", "patches"),
         (
@@ -122,11 +143,6 @@ def backfill(
             for s in report.sources
         ),
     )
-    if report.failed:
-        say(f"each failure: patchstore failures --spec {name}")
-        raise SystemExit(SOME_IMAGES_FAILED)
-    if not report.pending:
-        say(f"next: patchstore spec promote {name} --as ALIAS")
 
 
 @contextmanager

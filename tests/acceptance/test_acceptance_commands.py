@@ -4,7 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +308,43 @@ def test_who_interrupts_is_told_how_to_go_on(command: Any, monkeypatch: Any) -> 
     assert "run the same command again to go on" in stopped.err
 
 
+STUBBORN = """
+import time
+from importlib import import_module
+
+main = import_module("patchstore.cli.main")  # whose package has a function of that name
+
+def work():
+    print("up", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("ending", flush=True)
+        time.sleep(60)
+
+main.app = work
+main.start()
+"""
+
+
+def test_who_interrupts_again_waits_for_nothing() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for word in ("up", "ending"):
+        assert process.stdout.readline() == f"{word}\n"
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "stopped; what was finished is stored, run the same command again to go on\n"
+
+
+def test_the_version_is_told(command: Any) -> None:
+    told = command("--version")
+    assert (told.code, told.out) == (0, f"{version('patchstore')}\n")
+
+
 def test_a_prefect_api_that_cannot_be_reached_is_one_line(
     patchstore: Any, home: Path, store: Engine
 ) -> None:
@@ -343,13 +384,14 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         (["spec", "show", "none"], 'no spec named "none"; known: tiny'),
         (["search"], "give exactly one of --image, --patch and --vector"),
         (["search", "--patch", "a.jpg"], "is not URI@x,y"),
-        (["search", "--patch", "a.jpg@0,0"], "has no patch of"),
+        (["search", "--patch", "a.jpg@0,0"], "/a.jpg at 0,0; it has no such image"),
         (["search", "--image", "/no/such.jpg"], "/no/such.jpg cannot be read"),
         (["search", "--image", "{picture}", "--region", "0,0,9"], "is not x,y,w,h"),
         (
             ["search", "--image", "{picture}", "--region", "60,0,48,48"],
             "does not lie inside {picture}, which is 96 x 80",
         ),
+        (["search", "--image", "{picture}", "--region", "9,9,0,40"], "0 x 40 pixels of {picture}"),
         (["search", "--image", "{text}"], "text.txt: "),
         (["search", "--vector", "{text}"], "is not a .npy file with one vector"),
         *[

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def test_an_audit_says_in_its_exit_code_what_is_wrong_and_how_it_is_mended(
     assert "queued 1 images again" in command("audit", "--requeue").err
     assert command("ingest", folder, "--spec", "tiny").code == 0
     assert command("audit").code == 0
-    assert "index of tiny: not needed" in command("reindex").err
+    assert "index of tiny: not needed, it is built from 50,000 patches on" in command("reindex").err
 
 
 def test_searches_by_an_alias_move_to_a_new_spec_and_back(
@@ -58,6 +59,20 @@ def test_searches_by_an_alias_move_to_a_new_spec_and_back(
     assert command("spec", "promote", "tiny").code == 0
     assert command(*question, "live").out == found["tiny"]
     assert "deleted spec better with 9 patches" in command("spec", "remove", "better", "--yes").err
+
+
+def test_a_backfill_shows_the_sources_that_went_through_beside_one_that_did_not(
+    command: Any, paint: Paint, folder: Path, tmp_path: Path, spec: StoredSpec
+) -> None:
+    paint("a.png")
+    gone = tmp_path / "gone"
+    shutil.copytree(folder, gone)
+    command("ingest", folder, "--spec", "tiny")
+    command("ingest", gone, "--spec", "tiny")
+    shutil.rmtree(gone)
+    told = command("backfill", "--spec", "tiny")
+    assert (told.code, "1 of 2 sources failed" in told.err) == (1, True)
+    assert str(folder) in told.out
 
 
 @pytest.mark.parametrize("answer", ["", "n\n"])

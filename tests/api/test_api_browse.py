@@ -1,5 +1,6 @@
 """Looking at what is in the store, and its pictures."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 
@@ -7,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from db.aliases import promote, remove_alias
 
@@ -115,6 +117,24 @@ def test_no_picture_is_shown_but_the_one_that_was_stored(own_shelf, serve, spoil
         answer = httpx.get(picture_url)
     assert (answer.status_code, answer.json()["rule"]) == (404, "picture_gone")
     assert str(path) in answer.json()["detail"]
+
+
+def test_a_picture_that_could_never_be_read_is_not_said_to_be_gone(own_shelf, serve) -> None:
+    path = own_shelf.folder / "torn.png"
+    path.write_bytes(own_shelf.content("0.png")[:200])
+    with own_shelf.engine.begin() as connection:
+        image = own_shelf.ids["3.png"]
+        connection.execute(
+            text("UPDATE patchstore.image_location SET uri = :uri WHERE image_id = :id"),
+            {"uri": str(path), "id": image},
+        )
+        connection.execute(
+            text("UPDATE patchstore.image SET sha256 = :sha WHERE id = :id"),
+            {"sha": hashlib.sha256(path.read_bytes()).digest(), "id": image},
+        )
+    with serve(own_shelf.engine) as url:
+        answer = httpx.get(f"{url}/v1/images/{image}/picture.jpg")
+    assert (answer.status_code, answer.json()["rule"]) == (404, "picture_unreadable")
 
 
 def test_metadata_that_is_set_is_what_filters_find(own_shelf, serve) -> None:

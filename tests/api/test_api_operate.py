@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from db.engine import make_engine
 from patchstore.api import embedder
-from patchstore.api.auth import parse_tokens
+from patchstore.api.auth import parse_tokens, warn_of_expired
 from patchstore.api.problems import RULES
 from patchstore.api.settings import ServeSettings
 from patchstore.errors import PatchstoreError
@@ -32,6 +32,13 @@ def guarded(shelf, serve):
         httpx.Client(base_url=url) as http,
     ):
         yield http
+
+
+def test_a_token_whose_time_has_ended_is_told_to_the_log_and_never_shown(caplog) -> None:
+    warn_of_expired(parse_tokens(f"read:{READ} admin:{OLD}@2020-01-01"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "entry 2 of PATCHSTORE_API_TOKENS opens nothing: its time ended at 2020-01-01 00:00 UTC"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from extractor import patches
 from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
 from extractor.device import COMPILED, EXPORTED, FLOAT32, MNN, ONNX, OPENVINO, TORCH
-from extractor.errors import DegenerateFeatures, DeviceError, ImageError, SpecError
+from extractor.errors import Abandoned, DegenerateFeatures, DeviceError, ImageError, SpecError
 from extractor.features import FeatureExtractor
 from extractor.patches import reflect
 from extractor.spec import Recipe
@@ -93,6 +93,28 @@ def test_what_is_begun_before_other_results_are_there_gets_its_own(
         for ours, image in zip(results(), batch, strict=True):
             (theirs,) = FeatureExtractor(tiny_spec, mean, device="cpu").extract([image])
             np.testing.assert_allclose(ours.vectors, theirs.vectors, atol=2**-8)
+
+
+@pytest.mark.parametrize("mode", ["exact", "dense"])
+@pytest.mark.parametrize("runtime", [TORCH, ONNX])
+def test_what_nobody_wants_any_more_ends_at_its_next_pass(runtime, mode, decode, noise):
+    found = resolve(Recipe("squeezenet1_1", "random:0", patch_size=64, stride=32, mode=mode))
+    extractor = cpu(found.spec, found.backbone, runtime=runtime, batch_size=1, dense_tile=64)
+    image = decode(noise(300, 300), found.spec)
+    extractor.extract([image])
+    passes = []
+    step = "take" if mode == "dense" else "cut"
+    make = getattr(extractor._cutter, step)
+
+    def abandon(*arguments):
+        passes.append(1)
+        extractor.abandon()
+        return make(*arguments)
+
+    setattr(extractor._cutter, step, abandon)
+    with pytest.raises(Abandoned):
+        extractor.extract([image])
+    assert len(passes) <= 2  # of dozens; two may begin at once
 
 
 def test_the_mode_dense_is_not_compiled(tiny_spec, mean_colour):

@@ -21,7 +21,7 @@ from db.search import SearchOptions, search
 from db.specs import StoredSpec
 from extractor.backbone import resolve
 from extractor.device import FLOAT32, ONNX, Way
-from extractor.errors import WeightsError
+from extractor.errors import Abandoned, WeightsError
 from extractor.onnx import ExportedNetwork
 from extractor.spec import Recipe
 from flows import batch as steps
@@ -232,6 +232,39 @@ def test_a_run_that_is_interrupted_says_so(
         ingest()
     (run,) = last_runs(store)
     assert (run.state, run.summary) == ("failed", {"error": "interrupted"})
+
+
+def test_what_a_run_was_computing_ends_with_it(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    computing, abandoned = threading.Event(), threading.Event()
+    extract, abandon = models.Model.extract, models.Model.abandon
+    ended: list[BaseException] = []
+
+    def wait(model: models.Model, images: Any) -> Any:
+        computing.set()
+        assert abandoned.wait(30)
+        try:
+            return extract(model, images)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    def note(model: models.Model) -> None:
+        abandon(model)
+        abandoned.set()
+
+    def interrupt(*_arguments: Any) -> Any:
+        assert computing.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models.Model, "extract", wait)
+    monkeypatch.setattr(models.Model, "abandon", note)
+    monkeypatch.setattr("flows.ingest._settle", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ingest()
+    assert [type(error) for error in ended] == [Abandoned]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """What a worker does before it takes runs."""
 
+import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
+
+import pytest
 
 
 def test_of_missed_runs_the_latest_stays_and_those_by_hand_all_stay(prefect_api: str) -> None:
@@ -36,3 +39,23 @@ def test_of_missed_runs_the_latest_stays_and_those_by_hand_all_stay(prefect_api:
         assert [client.read_flow_run(each).state.name for each in missed] == ["Cancelled"] * 2
         assert all(client.read_flow_run(each).state.is_scheduled() for each in stays)
         client.delete_deployment(deployment.id)
+
+
+def test_health_checks_that_nobody_could_answer_are_refused() -> None:
+    from prefect.settings import (
+        PREFECT_WORKER_WEBSERVER_HOST,
+        PREFECT_WORKER_WEBSERVER_PORT,
+        temporary_settings,
+    )
+
+    from flows.errors import FlowError
+    from flows.worker import run_worker
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        host, port = other.getsockname()
+        place = {PREFECT_WORKER_WEBSERVER_HOST: host, PREFECT_WORKER_WEBSERVER_PORT: port}
+        with temporary_settings(place), pytest.raises(FlowError) as refused:
+            run_worker("nobody's", 1, healthcheck=True)
+    said = str(refused.value)
+    assert f"on 127.0.0.1:{port}: Address already in use" in said
+    assert "set PREFECT_WORKER_WEBSERVER_PORT" in said

@@ -192,6 +192,14 @@ def test_a_picture_goes_as_a_form(open_client: Open, kind: str, tmp_path: Path) 
     }
 
 
+def test_a_name_is_no_picture(open_client: Open) -> None:
+    client, service = open_client()
+    name: Any = "query.jpg"
+    with pytest.raises(TypeError, match=r"image is the str 'query\.jpg'; give a Path"):
+        client.search(image=name)
+    assert service.requests == []
+
+
 def test_a_vector_that_is_none_is_never_sent(open_client: Open) -> None:
     client, service = open_client()
     for vector in ([1.0, math.nan], np.full(3, np.inf)):

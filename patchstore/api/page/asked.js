@@ -12,7 +12,7 @@ const HINTS = {
   region: "Drag to move or resize. Arrow keys move, with Shift resize, Escape clears.",
   unseen: "This browser cannot show the format. Type a rectangle to ask about a part of it.",
   stored: "Click a place to ask about its patch; with the keyboard, arrow keys and Enter.",
-  none: "This picture has no patches under this spec.",
+  none: "This picture has no patches under this spec. Choose another spec, or another picture.",
 };
 
 /**
@@ -95,7 +95,7 @@ export function makeAsked(tell) {
      * @param {string} spec
      * @param {number[]|null} next the box of the patch that is asked about
      * @param {AbortSignal} signal
-     * @returns {Promise<{uri: string}>} the image
+     * @returns {Promise<{uri: string, patches: object[]}>} the image
      */
     async showStored(id, spec, next, signal) {
       const wanted = `${id} ${spec}`;

@@ -116,8 +116,10 @@ async function answer(signal) {
   if (question.kind === "image") {
     byId("hits").replaceChildren();
     byId("answer-heading").textContent = "Nearest patches";
-    note("Click a place of the picture to see what is like it.");
-    entitle(nameOf((await asked.showStored(question.id, options.spec, null, signal)).uri));
+    note("");
+    const { uri, patches } = await asked.showStored(question.id, options.spec, null, signal);
+    if (patches.length) note("Click a place of the picture to see what is like it.");
+    entitle(nameOf(uri));
     return;
   }
   if (signal.aborted) return;
