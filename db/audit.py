@@ -204,7 +204,7 @@ SELECT p.id, p.image_id, l.uri, i.sha256, p.x, p.y, p.width, p.height, p.scale, 
 _FILES = """
 SELECT o.root, l.uri FROM patchstore.image_location l
   JOIN patchstore.source o ON o.id = l.source_id
- WHERE l.vanished_at IS NULL
+ WHERE l.vanished_at IS NULL AND l.error IS NULL
    AND l.source_id IN (SELECT source_id FROM patchstore.ingest_run WHERE spec_id = :spec)
  ORDER BY random() LIMIT :count
 """

@@ -8,21 +8,24 @@ import fcntl
 import logging
 import os
 import subprocess
+import time
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from sqlalchemy import URL, Engine
 
-from .engine import make_engine, parse_url
+from .engine import make_engine, parse_url, store_errors
 from .errors import ConfigurationError
 from .settings import StoreSettings
 
 logger = logging.getLogger(__name__)
 
 DATABASE = "patchstore"
+RECOVERY_S = 30.0
 
 
 def database_url(settings: StoreSettings | None = None) -> URL:
@@ -51,6 +54,7 @@ def is_made(settings: StoreSettings) -> bool:
 def stop_embedded(settings: StoreSettings | None = None) -> bool:
     """Stops the embedded server; False if it was not running."""
     pgdata = (settings or StoreSettings()).resolved_home() / "postgres"
+    _forget_dead(pgdata)
     if not (pgdata / "postmaster.pid").exists():
         return False
     _embedded(pgdata).stop()
@@ -87,6 +91,33 @@ class FolderLock:
             os.close(held)
 
 
+def _forget_dead(pgdata: Path) -> None:
+    """Removes what a server left that was killed: its number may be another program's by now.
+
+    The library would take that for the server: wait for it, or stop it.
+    """
+    file = pgdata / "postmaster.pid"
+    with FolderLock(pgdata.parent):  # within it a server is started, which empties the file first
+        try:
+            number = file.read_text().partition("\n")[0]
+        except FileNotFoundError:
+            return
+        if not (number.isdecimal() and _serves(int(number), pgdata)):
+            logger.info("removing %s, which a killed server left", file)
+            file.unlink()
+
+
+def _serves(pid: int, pgdata: Path) -> bool:
+    """Whether a process is the server of that folder, or may be."""
+    try:
+        process = psutil.Process(pid)
+        return process.name() == "postgres" and pgdata.samefile(process.cwd())
+    except psutil.AccessDenied:  # a Postgres of somebody else's: nothing of it is touched
+        return True
+    except (psutil.NoSuchProcess, OSError):
+        return False
+
+
 def _embedded(pgdata: Path) -> Any:
     servers = _import_server()
     # Its own lock is a file in the machine's temporary folder, which belongs to its first user.
@@ -114,18 +145,20 @@ def _start_embedded(home: Path) -> URL:
         )
     try:
         home.mkdir(parents=True, exist_ok=True)
+        _forget_dead(pgdata)
         server = _embedded(pgdata)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise ConfigurationError(
             f"the embedded Postgres cannot start in {pgdata}: {error}; "
             f"see {pgdata / 'log'}, or set PATCHSTORE_HOME or PATCHSTORE_DATABASE_URL"
         ) from error
-    _create_database(server.get_uri())
+    with store_errors():
+        _create_database(server.get_uri())
     return parse_url(server.get_uri(database=DATABASE))
 
 
 def _create_database(admin_url: str) -> None:
-    with psycopg.connect(admin_url, autocommit=True) as connection:
+    with _connected(admin_url) as connection:
         exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
         if exists.fetchone():
             return
@@ -134,6 +167,18 @@ def _create_database(admin_url: str) -> None:
             _let_builds_use_the_machine(connection)
         except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
             logger.debug("another process made the database first")
+
+
+def _connected(admin_url: str) -> "psycopg.Connection[object]":
+    """A connection; waits for a server that starts, or recovers from a crash."""
+    deadline = time.monotonic() + RECOVERY_S
+    while True:
+        try:
+            return psycopg.connect(admin_url, autocommit=True)
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline or "the database system is" not in str(error):
+                raise
+            time.sleep(0.2)
 
 
 def _let_builds_use_the_machine(connection: "psycopg.Connection[object]") -> None:

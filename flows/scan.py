@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import islice
@@ -54,14 +54,15 @@ def scan(
     with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
         for chunk in chunks(source.files(), CHUNK):
             known = known_files(engine, source_id, [file.uri for file in chunk])
-            unchanged = [file.uri for file in chunk if is_unchanged(file, known.get(file.uri))]
+            files = images_of(source, chunk, known)
+            unchanged = [file.uri for file in files if is_unchanged(file, known.get(file.uri))]
             if unchanged:
                 touch_unchanged(engine, source_id, unchanged, started)
                 counts.found += len(unchanged)
                 counts.unchanged += len(unchanged)
             same = set(unchanged)
             seen = list(
-                pool.map(lambda f: look(source, f), (f for f in chunk if f.uri not in same))
+                pool.map(lambda f: look(source, f), (f for f in files if f.uri not in same))
             )
             if seen:
                 add(counts, record_files(engine, source_id, spec, seen, started))
@@ -74,6 +75,19 @@ def scan(
         logger.error("%s; nothing is marked as vanished in this run", folder)
     counts.vanished = finish_scan(engine, source_id, spec, started, complete=not source.unlisted)
     return counts
+
+
+def images_of(
+    source: FolderSource, files: Sequence[FoundFile], known: Mapping[str, KnownFile]
+) -> list[FoundFile]:
+    """Without those that are doubtful and were no images before; these count as other files."""
+    images = [file for file in files if not file.doubtful or _is_live(known.get(file.uri))]
+    source.others += len(files) - len(images)
+    return images
+
+
+def _is_live(known: KnownFile | None) -> bool:
+    return known is not None and not known.vanished
 
 
 def is_unchanged(file: FoundFile, known: KnownFile | None) -> bool:

@@ -18,12 +18,16 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"RIFF", 
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file that looks like an image. `mark` changes whenever its content may have changed."""
+    """A file that looks like an image. `mark` changes whenever its content may have changed.
+
+    A `doubtful` one has no suffix and cannot be opened: an image only where it was one before.
+    """
 
     uri: str
     size_bytes: int
     mark: str
     error: str | None = None
+    doubtful: bool = False
 
 
 class FolderSource:
@@ -73,10 +77,14 @@ class FolderSource:
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(names):
                 path = Path(folder, name)
-                if name.startswith(".") or not looks_like_image(path, suffixes):
-                    self.others += 1
-                else:
-                    yield _found(path)
+                try:
+                    if name.startswith(".") or not looks_like_image(path, suffixes):
+                        self.others += 1
+                    else:
+                        yield _found(path)
+                except OSError as error:
+                    reason = f"cannot be read: {error.strerror}"
+                    yield FoundFile(uri_of(path), 0, "", reason, doubtful=True)
 
     def open(self, uri: str) -> BufferedReader:
         """A file, to be read from its start. Raises OSError."""
@@ -94,7 +102,8 @@ def looks_like_image(path: Path, suffixes: frozenset[str]) -> bool:
     """Whether a file counts as an image: by its suffix, or by its first bytes if it has none.
 
     A suffix that stands for an image which cannot be read (HEIC, SVG) counts: it must fail with a
-    reason rather than be passed over in silence.
+    reason rather than be passed over in silence. Raises OSError where a file without one cannot be
+    opened.
     """
     suffix = path.suffix.lower()
     if suffix:
@@ -105,7 +114,7 @@ def looks_like_image(path: Path, suffixes: frozenset[str]) -> bool:
             return False
         with path.open("rb") as file:
             return file.read(4).startswith(MAGIC)
-    except OSError:
+    except FileNotFoundError:  # gone since it was listed
         return False
 
 

@@ -19,7 +19,7 @@ from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 from flows.models import Model
-from flows.scan import CHUNK, chunks, is_unchanged, look
+from flows.scan import CHUNK, chunks, images_of, is_unchanged, look
 from flows.settings import FlowSettings
 from flows.sources import FolderSource, FoundFile
 
@@ -84,14 +84,15 @@ def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) ->
             uris = [file.uri for file in chunk]
             known = known_files(engine, known_source, uris)
             waiting = files_due(engine, known_source, stored, uris)
-        for file in chunk:
+        images = images_of(source, chunk, known)
+        for file in images:
             counts["found"] += 1
             if is_unchanged(file, known.get(file.uri)):
                 counts["unchanged"] += 1
             else:
                 counts["changed" if file.uri in known else "new"] += 1
                 waiting.add(file.uri)
-        looked = [(file, look(source, file)) for file in chunk if file.uri in waiting]
+        looked = [(file, look(source, file)) for file in images if file.uri in waiting]
         digests = [seen.sha256 for _, seen in looked if seen.sha256 is not None]
         covered |= contents_done(engine, stored, digests)
         for file, seen in looked:

@@ -32,7 +32,7 @@ async def readyz(service: Here, response: Response) -> Ready:
     Without a network (no spec yet, weights that are not here) questions about vectors and stored
     patches are answered all the same.
     """
-    database = await service.in_thread(_database, service.engine)
+    database = await service.probe(_database)
     ready = database == "ok" and service.network != "warming"
     response.status_code = 200 if ready else 503
     return Ready(status="ready" if ready else "waiting", database=database, network=service.network)

@@ -26,6 +26,7 @@ from .settings import ServeSettings
 logger = logging.getLogger(__name__)
 
 SPEC_KEPT_S = 2.0
+PROBE_S = 4.0
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ class Service:
         # More threads than connections would only wait for one, but decode in the meantime.
         self._threads = ThreadPoolExecutor(2 * settings.api_connections, "question")
         self._in_hand = 0
+        self._probe: Future[str] | None = None
 
     async def in_thread(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Runs what waits for the database or decodes; given up on when the request's time ends.
@@ -74,6 +76,19 @@ class Service:
         future = self._threads.submit(call, *arguments, **options)
         future.add_done_callback(self._let_go)  # later than the request that is given up on
         return await asyncio.wrap_future(future)
+
+    async def probe(self, ask: Callable[[Engine], str]) -> str:
+        """What the database says of itself, or that it says nothing: it may be frozen.
+
+        Only one asks at a time, however many want to know: each would keep a connection.
+        """
+        if self._probe is None or self._probe.done():
+            self._probe = self._threads.submit(ask, self.engine)
+        try:
+            async with asyncio.timeout(PROBE_S):
+                return await asyncio.shield(asyncio.wrap_future(self._probe))
+        except TimeoutError:
+            return f"the database does not answer within {PROBE_S:g} s"
 
     def _let_go(self, _future: Future[Any]) -> None:
         with self._lock:

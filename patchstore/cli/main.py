@@ -27,6 +27,7 @@ from . import (
 from .console import INTERRUPTED, err, fail, print_line, say
 from .startup import Leaving
 
+LEAVE_S = 20.0  # for what Prefect has to tell its server yet
 _STOPPED = "stopped; what was finished is stored, run the same command again to go on"
 
 app = typer.Typer(
@@ -87,6 +88,7 @@ def start() -> None:
         main()
     except SystemExit as end:
         leaving.code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        leaving.at_latest(LEAVE_S)
         raise
 
 

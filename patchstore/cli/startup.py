@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -32,6 +33,12 @@ class Leaving:
         """Registers itself."""
         self.code = 1
         atexit.register(self._leave)
+
+    def at_latest(self, seconds: float) -> None:
+        """Ends it after so long in any case: Prefect waits minutes for a server that is gone."""
+        timer = threading.Timer(seconds, self._leave)
+        timer.daemon = True
+        timer.start()
 
     def _leave(self) -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -340,6 +340,26 @@ def test_who_interrupts_again_waits_for_nothing() -> None:
     assert said == "stopped; what was finished is stored, run the same command again to go on\n"
 
 
+LINGERING = """
+import threading, time
+from importlib import import_module
+
+main = import_module("patchstore.cli.main")
+main.LEAVE_S = 0.2
+
+def work():
+    threading._register_atexit(time.sleep, 60)  # as Prefect waits for a server that is gone
+    raise SystemExit(3)
+
+main.app = work
+main.start()
+"""
+
+
+def test_a_command_that_is_done_ends_whatever_others_wait_for() -> None:
+    assert subprocess.run([sys.executable, "-c", LINGERING], timeout=50).returncode == 3
+
+
 def test_the_version_is_told(command: Any) -> None:
     told = command("--version")
     assert (told.code, told.out) == (0, f"{version('patchstore')}\n")

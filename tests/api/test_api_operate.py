@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from db.engine import make_engine
-from patchstore.api import embedder
+from patchstore.api import embedder, health, service
 from patchstore.api.auth import parse_tokens, warn_of_expired
 from patchstore.api.problems import RULES
 from patchstore.api.settings import ServeSettings
@@ -239,6 +240,27 @@ def test_a_database_that_is_away_is_said_and_comes_back(own_shelf, serve, allow)
         back = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
     assert (away.status_code, away.json()["rule"]) == (503, "store_unavailable")
     assert (ready.status_code, alive.status_code, back.status_code) == (503, 200, 200)
+
+
+def test_a_database_that_says_nothing_is_not_waited_for_and_asked_once(
+    shelf, serve, monkeypatch, wait_until
+) -> None:
+    with serve(shelf.engine) as url:
+        frozen, asked = threading.Event(), []
+
+        def ask(_engine: object) -> str:
+            asked.append(1)
+            assert frozen.wait(60)
+            return "ok"
+
+        monkeypatch.setattr(service, "PROBE_S", 0.05)
+        monkeypatch.setattr(health, "_database", ask)
+        silent = [httpx.get(f"{url}/readyz", timeout=60) for _ in range(3)]
+        assert len(asked) == 1
+        frozen.set()
+        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
+    assert {answer.status_code for answer in silent} == {503}
+    assert "does not answer within" in silent[0].json()["database"]
 
 
 def test_prometheus_sees_requests_searches_and_forward_passes(http, shelf) -> None:

@@ -106,6 +106,11 @@ def test_what_searches_do_not_show_is_not_sampled(store, spec):
     assert sample_files(store.engine, spec, 10) == [("file:///pictures", "b")]
 
 
+def test_a_file_that_is_known_to_be_unreadable_is_not_looked_for(store, spec):
+    store.scan(spec, {"a": "1", "b": "2", "dangling": None})
+    assert {uri for _, uri in sample_files(store.engine, spec, 10)} == {"a", "b"}
+
+
 def test_files_are_those_of_the_spec(store, spec):
     store.ingest(store.spec("other"), {"c": "3"}, root="file:///elsewhere")
     assert {uri for _, uri in sample_files(store.engine, spec, 10)} == {"a", "b"}

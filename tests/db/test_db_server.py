@@ -2,11 +2,17 @@
 
 import fcntl
 import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
+import psycopg
 import pytest
 
-from db.errors import ConfigurationError
-from db.server import FolderLock, _embedded, _start_embedded
+import db.server
+from db.errors import ConfigurationError, TransientStoreError
+from db.server import FolderLock, _create_database, _embedded, _forget_dead, _start_embedded
+from db.settings import StoreSettings
 
 
 def test_a_home_with_a_space_in_its_path_is_refused(tmp_path):
@@ -26,3 +32,55 @@ def test_who_locks_a_folder_has_it_alone_and_leaves_nothing_in_it(tmp_path):
     fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(other)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def stranger():
+    """A process that is no Postgres."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.communicate()
+
+
+def test_a_number_that_another_process_has_now_is_no_server(tmp_path, stranger):
+    left = tmp_path / "postgres" / "postmaster.pid"
+    left.parent.mkdir()
+    left.write_text(f"{stranger.pid}\n{left.parent}\n1700000000\n5432\n/tmp\n\n1 2\nready\n")
+    assert db.server.stop_embedded(StoreSettings(home=tmp_path)) is False
+    assert stranger.poll() is None
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("torn", ["", "\n", "12", "four"])
+def test_what_a_lost_machine_left_half_written_is_forgotten(tmp_path, torn):
+    left = tmp_path / "postgres" / "postmaster.pid"
+    left.parent.mkdir()
+    left.write_text(torn.replace("12", str(2**22 - 1)))
+    _forget_dead(left.parent)
+    assert not left.exists()
+
+
+def test_a_server_that_runs_is_left_alone(server, home):
+    _forget_dead(home / "postgres")
+    assert (home / "postgres" / "postmaster.pid").exists()
+
+
+def test_a_server_that_takes_no_connection_is_an_error_of_the_store(tmp_path, monkeypatch):
+    away = SimpleNamespace(get_uri=lambda: f"postgresql://postgres@/postgres?host={tmp_path}")
+    monkeypatch.setattr(db.server, "_embedded", lambda _pgdata: away)
+    with pytest.raises(TransientStoreError):
+        _start_embedded(tmp_path / "home")
+
+
+def test_a_server_that_recovers_from_a_crash_is_waited_for(server, monkeypatch):
+    connect, tries = psycopg.connect, []
+
+    def recovering(*arguments, **options):
+        tries.append(1)
+        if len(tries) < 3:
+            raise psycopg.OperationalError("FATAL:  the database system is in recovery mode")
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(db.server.psycopg, "connect", recovering)
+    _create_database(server)
+    assert len(tries) == 3

@@ -472,6 +472,29 @@ def test_auto_checks_a_precision_once_and_records_it(
     assert "float32" in rows[0].detail or rows[0].precision != "float32"
 
 
+def test_an_image_without_suffix_that_cannot_be_opened_any_more_has_not_vanished(
+    ingest: Any, paint: Paint, folder: Path, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png").rename(folder / "scan0001")
+    (folder / "notes").write_text("no image")
+    ingest()
+    open_it = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.parent == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open_it(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    _state, summary = ingest()
+    assert (summary.found, summary.vanished, summary.others) == (1, 0, 1)
+    (failure,) = failures(store)
+    assert (failure.uri, failure.reason) == (
+        str(folder / "scan0001"),
+        "cannot be read: Permission denied",
+    )
+
+
 def test_an_operator_reads_the_tasks_names_in_prefect(
     ingest: Any, paint: Paint, folder: Path
 ) -> None:
