@@ -18,6 +18,7 @@ from .errors import (
     ConfigurationError,
     InvalidQuestion,
     NotFound,
+    NotPermitted,
     SchemaError,
     SpecBuilding,
     StoreTimeout,
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 TIMEOUT_STATE = "57014"
+NOT_PERMITTED_STATE = "42501"
 TRANSIENT_STATES = frozenset(
     {
         *("57P01", "57P02", "57P03"),  # the server shuts down, crashed, or starts
@@ -179,6 +181,7 @@ def store_errors() -> Iterator[None]:
         TransientStoreError: the same transaction may succeed in a moment.
         SchemaError: a table, column or function is missing.
         NotFound, InvalidQuestion: raised by our SQL functions (P0002, 22023), numbers out of range.
+        NotPermitted: the role may not do this.
         ConfigurationError: anything else that the database refuses, in one line.
     """
     try:
@@ -206,7 +209,8 @@ def translate(error: BaseException) -> Exception:
     # The driver itself refuses text with a NUL in it, without an SQLSTATE.
     if state in INVALID_QUESTION_STATES or (state is None and isinstance(error, psycopg.DataError)):
         return InvalidQuestion(line, rule or "question_invalid")
-    return ConfigurationError(f"the database refused: {line}")
+    refused = f"the database refused: {line}"
+    return NotPermitted(refused) if state == NOT_PERMITTED_STATE else ConfigurationError(refused)
 
 
 def is_transient(error: BaseException) -> bool:

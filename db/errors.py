@@ -1,7 +1,8 @@
 """What can go wrong in the store.
 
 StoreError
-├── ConfigurationError      the database, its extension, a right or a setting: a person must act
+├── ConfigurationError      the database, its extension or a setting: a person must act
+│   └── NotPermitted        the role in the database may not do this
 ├── SchemaError             the schema is missing or of another version: `patchstore db upgrade`
 ├── SpecConflict            the name is taken: by another recipe, a spec or an alias
 ├── SpecInUse               a spec that is asked for, or being computed, cannot be removed
@@ -23,6 +24,10 @@ class StoreError(Exception):
 
 class ConfigurationError(StoreError):
     """The database cannot be used as it is set up."""
+
+
+class NotPermitted(ConfigurationError):
+    """The role in the database may not do this."""
 
 
 class SchemaError(StoreError):

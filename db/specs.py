@@ -216,6 +216,15 @@ def _differences(known: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+_GRANT = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'patchstore_reader') THEN
+        GRANT SELECT ON {table} TO patchstore_reader;
+    END IF;
+END $$
+"""
+
+
 def _create_partition(connection: Connection, spec: StoredSpec) -> None:
     """Made first and attached after: that takes the weaker lock on the parent."""
     table = spec.partition
@@ -229,5 +238,6 @@ def _create_partition(connection: Connection, spec: StoredSpec) -> None:
     ]
     if spec.dim <= INLINE_DIM:
         statements.insert(1, f"ALTER TABLE {table} SET (toast_tuple_target = 8160)")
+    statements.append(_GRANT.replace("{table}", table))
     for statement in statements:
         connection.execute(text(statement))

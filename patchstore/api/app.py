@@ -103,7 +103,7 @@ def _responses(protected: bool) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"description": "; ".join(sorted(_titles(status))), **_PROBLEM}
         for status in sorted(statuses)
-        if protected or status not in (401, 403)
+        if protected or status != 401
     }
 
 

@@ -12,7 +12,14 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from db.errors import InvalidQuestion, NotFound, StoreError, StoreTimeout, TransientStoreError
+from db.errors import (
+    InvalidQuestion,
+    NotFound,
+    NotPermitted,
+    StoreError,
+    StoreTimeout,
+    TransientStoreError,
+)
 from extractor.errors import ExtractorError, ImageError
 from patchstore.errors import QuestionError
 
@@ -45,6 +52,7 @@ RULES: dict[str, Rule] = {
     "token_unknown": Rule(401, "The token is unknown"),
     "token_expired": Rule(401, "The token has expired"),
     "scope_missing": Rule(403, "The token may not do this"),
+    "store_not_permitted": Rule(403, "The service may only read the database"),
     # the question
     "query_null": Rule(422, "There is no query vector"),
     "query_dim": Rule(422, "The vector has another number of dimensions than the spec"),
@@ -178,6 +186,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(error.rule, str(error))
         case StoreTimeout():
             return Problem("timeout", f"the database took too long: {error}")
+        case NotPermitted():
+            return Problem("store_not_permitted", str(error))
         case TransientStoreError():
             return Problem("store_unavailable", f"the database cannot be reached: {error}")
         case ImageError():

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from sqlalchemy import Engine
 
@@ -261,6 +262,32 @@ def test_a_database_that_says_nothing_is_not_waited_for_and_asked_once(
         wait_until(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
     assert {answer.status_code for answer in silent} == {503}
     assert "does not answer within" in silent[0].json()["database"]
+
+
+@pytest.fixture
+def reader(shelf, server):
+    """An engine of a role that may only read."""
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute("CREATE ROLE shelf_reader LOGIN IN ROLE patchstore_reader")
+        engine = make_engine(shelf.engine.url.set(username="shelf_reader"))
+        yield engine
+        engine.dispose()
+        admin.execute("DROP ROLE shelf_reader")
+
+
+def test_a_service_that_may_only_read_answers_all_but_what_writes(shelf, serve, reader) -> None:
+    image = shelf.ids["0.png"]
+    with serve(reader) as url, httpx.Client(base_url=url, timeout=60) as http:
+        asked = [
+            http.post("/v1/search", json={"patch_id": 1, "k": 3}),
+            http.post("/v1/search", files={"image": shelf.content("0.png")}),
+            *map(http.get, ("/v1/images", f"/v1/images/{image}/patches", "/v1/specs", "/v1/stats")),
+            *map(http.get, ("/v1/patches/1/thumbnail.jpg", "/readyz", "/metrics")),
+        ]
+        refused = http.put(f"/v1/images/{image}/metadata", json={"shelf": 3})
+    assert {answer.status_code for answer in asked} == {200}
+    assert "patchstore_up 1.0" in asked[-1].text
+    assert (refused.status_code, refused.json()["rule"]) == (403, "store_not_permitted")
 
 
 def test_prometheus_sees_requests_searches_and_forward_passes(http, shelf) -> None:

@@ -11,6 +11,7 @@ from db.errors import (
     ConfigurationError,
     InvalidQuestion,
     NotFound,
+    NotPermitted,
     SchemaError,
     StoreError,
     StoreTimeout,
@@ -28,7 +29,8 @@ MEANINGS = [
     *[(state, SchemaError) for state in sorted(under_test.MISSING_SCHEMA_STATES)],
     *[(state, InvalidQuestion) for state in sorted(under_test.INVALID_QUESTION_STATES)],
     ("P0002", NotFound),
-    *[(state, ConfigurationError) for state in ("42501", "23505", "23514", "54000")],
+    ("42501", NotPermitted),
+    *[(state, ConfigurationError) for state in ("23505", "23514", "54000")],
 ]
 
 

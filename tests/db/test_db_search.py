@@ -355,6 +355,15 @@ def test_a_reader_may_ask(gallery, statement):
     assert as_reader(gallery, statement)
 
 
+def test_a_reader_may_look_at_every_table(gallery):
+    tables = gallery.store.sql(
+        "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p', 'v') "
+        "AND relnamespace = 'patchstore'::regnamespace"
+    )
+    for (table,) in tables:
+        as_reader(gallery, f"SELECT 1 FROM {table} LIMIT 1")
+
+
 @pytest.mark.parametrize(
     "statement",
     [
