@@ -1,4 +1,4 @@
-"""What every migration that makes SQL functions does before and after."""
+"""What migrations that make SQL functions do before and after, and who may do what."""
 
 from pathlib import Path
 from typing import Any, LiteralString
@@ -27,13 +27,11 @@ BEGIN
 END $$
 """
 
-_GRANT = """
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA patchstore FROM PUBLIC;
+_FOR_READER = """
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'patchstore_reader') THEN
-        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA patchstore TO patchstore_reader;
-        REVOKE EXECUTE ON FUNCTION patchstore.refresh_visibility(bigint[]) FROM patchstore_reader;
+        {statements}
     END IF;
 END $$
 """
@@ -61,4 +59,14 @@ def pin_search_path(driver: "Connection[Any]", name: LiteralString | None = None
 
 def grant_functions(driver: "Connection[Any]") -> None:
     """Lets patchstore_reader, where it exists, and nobody else call every function that asks."""
-    driver.execute(_GRANT)
+    driver.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA patchstore FROM PUBLIC")
+    grants = for_reader(
+        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA patchstore TO patchstore_reader; "
+        "REVOKE EXECUTE ON FUNCTION patchstore.refresh_visibility(bigint[]) FROM patchstore_reader;"
+    )
+    driver.execute(grants.encode())
+
+
+def for_reader(statements: str) -> str:
+    """What runs statements, each with its semicolon, where there is the role patchstore_reader."""
+    return _FOR_READER.replace("{statements}", statements)

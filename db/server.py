@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 from sqlalchemy import URL, Engine
 
@@ -109,6 +108,8 @@ def _forget_dead(pgdata: Path) -> None:
 
 def _serves(pid: int, pgdata: Path) -> bool:
     """Whether a process is the server of that folder, or may be."""
+    import psutil  # 20 ms, and not for who has a server of their own
+
     try:
         process = psutil.Process(pid)
         return process.name() == "postgres" and pgdata.samefile(process.cwd())

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from .engine import store_errors
 from .errors import InvalidQuestion, SpecConflict
+from .functions import for_reader
 from .metric import MAX_STORED_DIM, METRICS, Metric
 
 # Rows of 512 to 768 dimensions are read ten times faster when they are not moved out of line;
@@ -216,15 +217,6 @@ def _differences(known: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-_GRANT = """
-DO $$ BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'patchstore_reader') THEN
-        GRANT SELECT ON {table} TO patchstore_reader;
-    END IF;
-END $$
-"""
-
-
 def _create_partition(connection: Connection, spec: StoredSpec) -> None:
     """Made first and attached after: that takes the weaker lock on the parent."""
     table = spec.partition
@@ -238,6 +230,6 @@ def _create_partition(connection: Connection, spec: StoredSpec) -> None:
     ]
     if spec.dim <= INLINE_DIM:
         statements.insert(1, f"ALTER TABLE {table} SET (toast_tuple_target = 8160)")
-    statements.append(_GRANT.replace("{table}", table))
+    statements.append(for_reader(f"GRANT SELECT ON {table} TO patchstore_reader;"))
     for statement in statements:
         connection.execute(text(statement))

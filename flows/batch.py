@@ -185,26 +185,26 @@ def _decode(batch: Batch, lease: Lease, content: bytes, spec: FeatureSpec, max_p
         batch.decoded[lease.image_id] = DecodedImage(pixels, grid)
 
 
+def _is_of_no_image(error: Exception) -> bool:
+    return isinstance(error, Abandoned) or is_transient(error)
+
+
 def _extract_each(
     extract: Extract, images: Sequence[DecodedImage]
 ) -> Sequence[PatchFeatures | Exception]:
     """The whole batch at once; image by image where that fails, to find the one that does it."""
     try:
         return extract(images)
-    except Abandoned:
-        raise
     except Exception as error:
-        if is_transient(error):
+        if _is_of_no_image(error):
             raise
         logger.exception("the batch failed as a whole; computing image by image")
     results: list[PatchFeatures | Exception] = []
     for image in images:
         try:
             results.extend(extract([image]))
-        except Abandoned:
-            raise
         except Exception as error:
-            if is_transient(error):
+            if _is_of_no_image(error):
                 raise
             results.append(error)
     if not any(isinstance(result, PatchFeatures | ImageError) for result in results):

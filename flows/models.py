@@ -163,8 +163,6 @@ class Model:
                 self._take(self._usable(self._choose(images)))
             extractor = self._extractor
             assert extractor is not None
-            if self._abandoned:
-                extractor.abandon()
             try:
                 return extractor, extractor.begin(images)
             except Exception as error:
@@ -176,6 +174,8 @@ class Model:
             self._on_way(extractor.way)
             self._way = extractor.way
         self._extractor = extractor
+        if self._abandoned:  # while it was made
+            extractor.abandon()
 
     def _fall_back(self, failed: FeatureExtractor, error: Exception) -> FeatureExtractor:
         """What computes once a runtime that `auto` chose has failed; else raises the error."""

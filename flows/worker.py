@@ -64,8 +64,9 @@ def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
 def _check_place() -> None:
     """Raises FlowError where nobody can listen: Prefect would go on without health checks."""
     place = get_current_settings().worker.webserver
+    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
     try:
-        socket.create_server((place.host, place.port)).close()
+        socket.create_server((place.host, place.port), family=family).close()
     except OSError as error:
         raise FlowError(
             f"cannot answer health checks on {place.host}:{place.port}: {error.strerror or error}; "

@@ -50,15 +50,15 @@ class Plan:
     def text(self) -> str:
         """The plan for a person."""
         unlisted = "".join(f"not listed: {folder}\n" for folder in self.unlisted)
-        time = f"about {self.seconds:,.0f} s at {self.patches_per_second:,.1f} patches/s"
+        pace = f"about {self.seconds:,.0f} s at {self.patches_per_second:,.1f} patches/s"
         if self.patches and not self.patches_per_second:
-            time = "a time that no image here could tell"
+            pace = "a time that no image here could tell"
         return (
             f"{unlisted}found {self.found} images: {self.new} new, {self.changed} changed, "
             f"{self.unchanged} unchanged\n"
             f"a run would compute {self.images} images (likely to fail: {self.unreadable}), "
             f"{self.patches:,} patches\n"
-            f"in {time}, "
+            f"in {pace}, "
             f"and add {self.gigabytes:.3f} GB to Postgres\n"
             "no vector was stored"
         )

@@ -30,6 +30,13 @@ class Token:
     scope: Scope
     expires: datetime | None
 
+    @property
+    def ended(self) -> str | None:
+        """When its time ended, in words; None while it is good."""
+        if self.expires is None or self.expires > datetime.now(UTC):
+            return None
+        return f"{self.expires:%Y-%m-%d %H:%M %Z}"
+
 
 def parse_tokens(text: str) -> list[Token]:
     """The tokens of `PATCHSTORE_API_TOKENS`: `read:TOKEN admin:TOKEN@2027-01-31`.
@@ -52,13 +59,12 @@ def parse_tokens(text: str) -> list[Token]:
 
 def warn_of_expired(tokens: Sequence[Token]) -> None:
     """Tells the log of tokens whose time has ended."""
-    now = datetime.now(UTC)
     for number, token in enumerate(tokens, start=1):
-        if token.expires is not None and token.expires <= now:
+        if ended := token.ended:
             logger.warning(
                 "entry %d of PATCHSTORE_API_TOKENS opens nothing: its time ended at %s",
                 number,
-                f"{token.expires:%Y-%m-%d %H:%M %Z}",
+                ended,
             )
 
 
@@ -105,10 +111,8 @@ class Gate:
         token = self._find(credentials.credentials)
         if token is None:
             raise Problem("token_unknown", "the token is not one of this service's")
-        if token.expires is not None and token.expires <= datetime.now(UTC):
-            raise Problem(
-                "token_expired", f"the token's time ended at {token.expires:%Y-%m-%d %H:%M %Z}"
-            )
+        if ended := token.ended:
+            raise Problem("token_expired", f"the token's time ended at {ended}")
         if self._scope == "admin" and token.scope != "admin":
             raise Problem(
                 "scope_missing", "this needs a token of the scope admin; this one may read"
