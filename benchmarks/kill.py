@@ -5,7 +5,7 @@ Then, in another database, round by round: the folder gets its next share of the
 command starts, and it alone is killed at a random moment (seeded): one in four while it starts up,
 the others between the flow's start and the end to be expected. Every second picture has another
 content at first and its own from the next round on, so that replacing is disturbed too. After every
-kill the ledger and the rows must agree. One undisturbed run and `patchstore prune` end it.
+kill the ledger and the rows must agree. One undisturbed run and a prune of all end it.
 
 Compared are all (uri, box, scale) with their vectors (to 1e-3), the rows of the partition, and the
 ledger: found = done + failed, nothing leased. Prefect servers must not pile up. Exits with 1 on any
@@ -183,7 +183,7 @@ def compare(
         troubles = [text for found in done for text in found.troubles()]
         if last.returncode not in (0, homes.SOME_IMAGES_FAILED):
             troubles.append(f"the last run ended with {last.returncode}")
-        homes.run_command(torn, "prune")
+        homes.run_command(torn, "prune", "--keep-days", "0")
         troubles += differences(expected, snapshot(torn_url))
         return done, troubles, machine(torn_url)
 

@@ -58,6 +58,8 @@ PREFECT_CLOCKS = (
 STORE_CLOCKS = (
     "UPDATE patchstore.ingest_run SET finished_at = finished_at - interval '1 day'",
     "UPDATE patchstore.audit SET finished_at = finished_at - interval '1 day'",
+    "UPDATE patchstore.image_location SET vanished_at = vanished_at - interval '1 day' "
+    "WHERE vanished_at IS NOT NULL",
 )
 
 
@@ -267,6 +269,7 @@ def _environment(home: Path, store: str, records: str) -> dict[str, str]:
         "PATCHSTORE_HOME": str(home / "home"),
         "PATCHSTORE_DATABASE_URL": store,
         "PATCHSTORE_KEEP_RECORDS_DAYS": str(RETENTION_DAYS),
+        "PATCHSTORE_KEEP_VANISHED_DAYS": str(RETENTION_DAYS),
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_PORT": str(port),

@@ -1,7 +1,7 @@
 """What was seen where: locations, their content, and what a scan changes about them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from .engine import store_errors
 from .specs import StoredSpec
 
+CHUNK = 10_000  # rows fetched at once
 PRUNE_LOCK = 0x70617472  # shared by scans, which point at images that pruning would delete
 
 
@@ -142,6 +143,27 @@ def record_files(
         for row in rows:
             setattr(counts, row.change, getattr(counts, row.change) + 1)
         return counts
+
+
+def compare_files(engine: Engine, source_id: int | None, files: Sequence[SeenFile]) -> ScanCounts:
+    """How `record_files` would count these, without recording them. `None`: an unknown source."""
+    counts = ScanCounts(found=len(files))
+    values = {
+        "source": source_id,
+        "uris": [file.uri for file in files],
+        "digests": [file.sha256 for file in files],
+    }
+    with store_errors(), engine.connect() as connection:
+        for row in connection.execute(text(_COMPARE), values):
+            setattr(counts, row.change, row.files)
+    return counts
+
+
+def live_files(engine: Engine, source_id: int) -> Iterator[tuple[str, bytes | None]]:
+    """URI and SHA-256 of every file that was there at the last scan, in no order."""
+    with store_errors(), engine.connect().execution_options(yield_per=CHUNK) as connection:
+        rows = connection.execute(text(_LIVE), {"source": source_id})
+        yield from ((row.uri, row.sha256 and bytes(row.sha256)) for row in rows)
 
 
 def finish_scan(
@@ -320,6 +342,27 @@ stored AS (
         previous_image_id = excluded.previous_image_id, error = excluded.error,
         last_seen = excluded.last_seen, vanished_at = NULL)
 SELECT image_id, ARRAY[image_id, old_image_id, before] AS affected, change FROM seen
+"""
+
+# As in _RECORD, of contents that need not be known.
+_COMPARE = """
+SELECT CASE WHEN l.id IS NOT NULL AND l.vanished_at IS NULL THEN
+                 CASE WHEN i.sha256 IS NOT DISTINCT FROM file.sha256
+                      THEN 'unchanged' ELSE 'changed' END
+            WHEN EXISTS (SELECT FROM patchstore.image k
+                           JOIN patchstore.image_location s ON s.image_id = k.id
+                          WHERE k.sha256 = file.sha256) THEN 'moved'
+            ELSE 'new' END AS change, count(*) AS files
+  FROM unnest(CAST(:uris AS text[]), CAST(:digests AS bytea[])) AS file(uri, sha256)
+  LEFT JOIN patchstore.image_location l ON l.source_id = :source AND l.uri = file.uri
+  LEFT JOIN patchstore.image i ON i.id = l.image_id
+ GROUP BY 1
+"""
+
+_LIVE = """
+SELECT l.uri, i.sha256 FROM patchstore.image_location l
+  LEFT JOIN patchstore.image i ON i.id = l.image_id
+ WHERE l.source_id = :source AND l.vanished_at IS NULL
 """
 
 _QUEUE = """

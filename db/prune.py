@@ -21,18 +21,25 @@ UNSHOWN = """
 """
 
 
-def prune(engine: Engine) -> dict[str, int]:
+def prune(engine: Engine, keep_days: float = 0) -> dict[str, int]:
     """Deletes vanished locations, then images that no location shows, with all their vectors.
 
+    What vanished in the last `keep_days` stays: a part of a source may be a disk that comes back.
     Idempotent and killable: what was deleted until then stays so, and the next call goes on. Images
     that are leased right now stay for the next time, and so does the old content of a changed file
     while searches show it.
     """
-    deleted = {"locations": _forget_vanished(engine), **dict.fromkeys(_PRUNE, 0)}
+    deleted = {"locations": _forget_vanished(engine, keep_days), **dict.fromkeys(_PRUNE, 0)}
     last: int | None = 0
     while last is not None:
         last = _delete_images(engine, last, deleted)
     return deleted
+
+
+def count_vanished(engine: Engine) -> int:
+    """How many files are gone and not pruned."""
+    with store_errors(), engine.connect() as connection:
+        return int(connection.execute(text(_COUNT_VANISHED)).scalar_one())
 
 
 def prune_records(engine: Engine, keep_days: float) -> dict[str, int]:
@@ -71,13 +78,13 @@ def remove_spec(engine: Engine, spec: StoredSpec) -> int:
         return int(counted)
 
 
-def _forget_vanished(engine: Engine) -> int:
+def _forget_vanished(engine: Engine, keep_days: float) -> int:
     with store_errors(), engine.begin() as connection:
         _keep_scans_out(connection)
         # Somebody may be about to show them again.
         lock_images(connection, list(connection.execute(text(_HIDDEN_PREVIOUS)).scalars()))
         connection.execute(text(_FORGET_PREVIOUS))
-        return connection.execute(text(_FORGET_VANISHED)).rowcount
+        return connection.execute(text(_FORGET_VANISHED), {"days": keep_days}).rowcount
 
 
 def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int | None:
@@ -135,6 +142,8 @@ def _drop_partition(connection: Connection, spec: StoredSpec) -> None:
                 raise
 
 
+_DAYS = "make_interval(secs => 86400 * :days)"
+
 _HIDDEN = """
     FROM patchstore.image_location WHERE previous_image_id IS NOT NULL AND NOT EXISTS (
         SELECT FROM patchstore.extraction e WHERE e.image_id = previous_image_id AND e.visible)
@@ -149,9 +158,12 @@ UPDATE patchstore.image_location l SET previous_image_id = NULL
 
 _FORGET_VANISHED = f"""
 DELETE FROM patchstore.image_location l
- USING (SELECT id FROM patchstore.image_location WHERE vanished_at IS NOT NULL {IN_ORDER}) gone
+ USING (SELECT id FROM patchstore.image_location
+         WHERE vanished_at <= clock_timestamp() - {_DAYS} {IN_ORDER}) gone
  WHERE l.id = gone.id
 """
+
+_COUNT_VANISHED = "SELECT count(*) FROM patchstore.image_location WHERE vanished_at IS NOT NULL"
 
 _NEXT = f"""
 SELECT i.id FROM patchstore.image i
@@ -169,17 +181,17 @@ _PRUNE = {
 }
 
 _FORGET_RECORDS = {
-    "runs": """
+    "runs": f"""
         DELETE FROM patchstore.ingest_run r
-         WHERE r.finished_at < now() - make_interval(secs => 86400 * :days)
+         WHERE r.finished_at < now() - {_DAYS}
            AND NOT EXISTS (SELECT FROM patchstore.extraction e WHERE e.run_id = r.id)
            AND r.id NOT IN (SELECT max(id) FROM patchstore.ingest_run GROUP BY source_id, spec_id)
            AND r.id NOT IN (SELECT max(id) FROM patchstore.ingest_run
                              WHERE state IN ('completed', 'completed_with_errors')
                              GROUP BY source_id, spec_id)""",
-    "audits": """
+    "audits": f"""
         DELETE FROM patchstore.audit a
-         WHERE a.finished_at < now() - make_interval(secs => 86400 * :days)
+         WHERE a.finished_at < now() - {_DAYS}
            AND EXISTS (SELECT FROM patchstore.audit later WHERE later.spec_id = a.spec_id
                           AND (later.finished_at, later.id) > (a.finished_at, a.id))""",
 }

@@ -7,6 +7,8 @@ import platformdirs
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+MOST_DAYS = 36_500  # Postgres' intervals end somewhere
+
 
 class StoreSettings(BaseSettings):
     """Settings of the store; every field is an environment variable `PATCHSTORE_<FIELD>`."""
@@ -43,8 +45,17 @@ class StoreSettings(BaseSettings):
         "`reindex --if-needed` builds it anew.",
     )
 
+    keep_vanished_days: float = Field(
+        7,
+        ge=0,
+        le=MOST_DAYS,
+        description="Days after which `prune` deletes what vanished: a disk may come back.",
+    )
     keep_records_days: float = Field(
-        90, ge=0, description="Days after which `prune` deletes the records of runs and audits."
+        90,
+        ge=0,
+        le=MOST_DAYS,
+        description="Days after which `prune` deletes the records of runs and audits.",
     )
 
     @property

@@ -46,8 +46,7 @@ def scan(
     """Brings locations and ledger up to date with the source; reads no pixel.
 
     Unchanged files are not opened. New and changed ones are read once for their SHA-256 and the
-    size in their header. A folder that held images and holds none at all is more often a disk that
-    is not mounted than one that was emptied: it counts as not listed, unless `allow_empty`.
+    size in their header. A folder without an image is not listed, unless `allow_empty`.
     """
     started = start_scan(engine)
     counts = ScanCounts()
@@ -66,15 +65,24 @@ def scan(
             )
             if seen:
                 add(counts, record_files(engine, source_id, spec, seen, started))
-    if not counts.found and not allow_empty and (lost := count_live(engine, source_id)):
-        source.unlisted.append(
-            f"{path_of(source.root)}: no image is there, but the store has {lost} of it; "
-            "if it was emptied on purpose, ingest it with --allow-empty"
-        )
+    if not counts.found and not allow_empty:
+        note_emptied(engine, source, source_id)
     for folder in source.unlisted:
         logger.error("%s; nothing is marked as vanished in this run", folder)
     counts.vanished = finish_scan(engine, source_id, spec, started, complete=not source.unlisted)
     return counts
+
+
+def note_emptied(engine: Engine, source: FolderSource, source_id: int) -> None:
+    """Counts a folder without an image as not listed where it held some before.
+
+    It is more often a disk that is not mounted than a folder that was emptied.
+    """
+    if lost := count_live(engine, source_id):
+        source.unlisted.append(
+            f"{path_of(source.root)}: no image is there, but the store has {lost} of it; "
+            "if it was emptied on purpose, ingest it with --allow-empty"
+        )
 
 
 def images_of(

@@ -13,11 +13,11 @@ from sqlalchemy import Engine
 
 from db.catalog import list_sources, queue_known
 from db.index import churn, drop_leftovers, is_indexed, is_outgrown
+from db.prune import count_vanished, prune_records
 from db.prune import prune as prune_store
-from db.prune import prune_records
 from db.reports import SourceStatus, status
 from db.server import connect
-from db.settings import StoreSettings
+from db.settings import MOST_DAYS, StoreSettings
 from db.specs import StoredSpec, get_spec
 from extractor.uris import absolute, uri_of
 
@@ -48,6 +48,17 @@ class BackfillRequest(BaseModel):
     spec: str = Field(description="Name or alias of a spec.")
     sources: list[str] = Field(
         default_factory=list, description="Folders that were ingested before; none: all of them."
+    )
+
+
+class PruneRequest(BaseModel):
+    """What is deleted."""
+
+    keep_days: float | None = Field(
+        None,
+        ge=0,
+        le=MOST_DAYS,
+        description="Days for which what vanished stays; none: PATCHSTORE_KEEP_VANISHED_DAYS.",
     )
 
 
@@ -123,12 +134,19 @@ def _reindex(engine: Engine, stored: StoredSpec, *, only_if_needed: bool) -> Rei
 
 
 @flow(name="prune", flow_run_name=lambda: named("prune"), persist_result=False)
-def prune() -> State[dict[str, int]]:
-    """Deletes what vanished from the sources, vectors included, and old records, for good."""
+def prune(request: PruneRequest | None = None) -> State[dict[str, int]]:
+    """Deletes what vanished from the sources, vectors included, and old records, for good.
+
+    What vanished only lately is kept, and counted: it may be on a disk that is not mounted.
+    """
     let_libraries_log()
     listener().started()
-    engine = connect()
-    deleted = prune_store(engine) | prune_records(engine, StoreSettings().keep_records_days)
+    engine, settings = connect(), StoreSettings()
+    keep_days = settings.keep_vanished_days
+    if request is not None and request.keep_days is not None:
+        keep_days = request.keep_days
+    deleted = prune_store(engine, keep_days) | prune_records(engine, settings.keep_records_days)
+    deleted["kept"] = count_vanished(engine)
     publish_values("prune", "Deleted for good", deleted)
     return Completed(message=f"{deleted['images']} images deleted", data=deleted)
 

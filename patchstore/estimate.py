@@ -1,13 +1,22 @@
 """What a run would do and cost, without doing it."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Engine
 
-from db.catalog import KnownFile, SeenFile, contents_done, files_due, known_files
+from db.catalog import (
+    KnownFile,
+    ScanCounts,
+    SeenFile,
+    compare_files,
+    contents_done,
+    files_due,
+    known_files,
+    live_files,
+)
 from db.reports import source_id
 from db.settings import StoreSettings
 from db.specs import StoredSpec
@@ -19,7 +28,7 @@ from extractor.images import read_image
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 from flows.models import Model
-from flows.scan import CHUNK, chunks, images_of, is_unchanged, look
+from flows.scan import CHUNK, add, chunks, images_of, is_unchanged, look, note_emptied
 from flows.settings import FlowSettings
 from flows.sources import FolderSource, FoundFile
 
@@ -34,7 +43,9 @@ class Plan:
     found: int
     new: int
     changed: int
+    moved: int
     unchanged: int
+    vanished: int
     images: int
     unreadable: int
     patches: int
@@ -55,7 +66,7 @@ class Plan:
             pace = "a time that no image here could tell"
         return (
             f"{unlisted}found {self.found} images: {self.new} new, {self.changed} changed, "
-            f"{self.unchanged} unchanged\n"
+            f"{self.moved} moved, {self.unchanged} unchanged; {self.vanished} vanished\n"
             f"a run would compute {self.images} images (likely to fail: {self.unreadable}), "
             f"{self.patches:,} patches\n"
             f"in {pace}, "
@@ -64,56 +75,94 @@ class Plan:
         )
 
 
-def estimate(engine: Engine, stored: StoredSpec, folder: str, precision: str) -> Plan:
+def estimate(
+    engine: Engine,
+    stored: StoredSpec,
+    source: FolderSource,
+    precision: str,
+    *,
+    allow_empty: bool = False,
+) -> Plan:
     """Looks at names, marks and headers, and measures the forward pass on a few images.
 
     What is due is what a run would find so: new and changed files, and known ones that this spec
     has not computed; not those whose content is computed under another name.
     """
-    source = FolderSource(folder)
     spec = FeatureSpec.model_validate(stored.recipe)
-    known_source = source_id(engine, source.root)
-    counts = {"found": 0, "new": 0, "changed": 0, "unchanged": 0}
-    due: list[FoundFile] = []
-    sizes: list[int] = []
-    covered: set[bytes] = set()  # contents that are computed, or counted
-    for chunk in chunks(source.files(), CHUNK):
-        known: dict[str, KnownFile] = {}
-        waiting: set[str] = set()
-        if known_source is not None:
-            uris = [file.uri for file in chunk]
-            known = known_files(engine, known_source, uris)
-            waiting = files_due(engine, known_source, stored, uris)
-        images = images_of(source, chunk, known)
-        for file in images:
-            counts["found"] += 1
-            if is_unchanged(file, known.get(file.uri)):
-                counts["unchanged"] += 1
-            else:
-                counts["changed" if file.uri in known else "new"] += 1
-                waiting.add(file.uri)
-        looked = [(file, look(source, file)) for file in images if file.uri in waiting]
-        digests = [seen.sha256 for _, seen in looked if seen.sha256 is not None]
-        covered |= contents_done(engine, stored, digests)
-        for file, seen in looked:
-            if seen.sha256 not in covered:
-                due.append(file)
-                sizes.append(_patches(seen, spec))
-            if seen.sha256 is not None:
-                covered.add(seen.sha256)  # another file with it costs nothing
+    found = _survey(engine, stored, source, allow_empty=allow_empty)
+    sizes = [_patches(seen, spec) for _, seen in found.due]
     patches = sum(sizes)
-    readable = [file for file, count in zip(due, sizes, strict=True) if count]
+    readable = [file for (file, _), count in zip(found.due, sizes, strict=True) if count]
     rate = _measure(engine, stored, source, readable, precision) if readable else 0.0
     rows = estimate_bytes(stored.dim, patches, index_threshold=StoreSettings().index_threshold)
     return Plan(
-        **counts,
-        images=len(due),
+        **asdict(found.counts),
+        images=len(found.due),
         unreadable=sizes.count(0),
         patches=patches,
         patches_per_second=round(rate, 1),
         seconds=round(patches / rate, 1) if rate else 0.0,
         gigabytes=round(rows / 1e9, 3),
         unlisted=source.unlisted,
+    )
+
+
+@dataclass
+class _Survey:
+    """How a source compares with the store.
+
+    Attributes:
+        due: files that would be computed.
+        listed: URIs of all images.
+        arrived: contents under names that are new.
+    """
+
+    counts: ScanCounts = field(default_factory=ScanCounts)
+    due: list[tuple[FoundFile, SeenFile]] = field(default_factory=list)
+    listed: set[str] = field(default_factory=set)
+    arrived: set[bytes | None] = field(default_factory=set)
+
+
+def _survey(
+    engine: Engine, stored: StoredSpec, source: FolderSource, *, allow_empty: bool
+) -> _Survey:
+    """What `flows.scan` would find, without recording it."""
+    found = _Survey()
+    known_source = source_id(engine, source.root)
+    covered: set[bytes] = set()  # contents that are computed, or counted
+    for chunk in chunks(source.files(), CHUNK):
+        known: dict[str, KnownFile] = {}
+        due: set[str] = set()
+        if known_source is not None:
+            uris = [file.uri for file in chunk]
+            known = known_files(engine, known_source, uris)
+            due = files_due(engine, known_source, stored, uris)
+        images = images_of(source, chunk, known)
+        same = {file.uri for file in images if is_unchanged(file, known.get(file.uri))}
+        looked = [(f, look(source, f)) for f in images if f.uri in due or f.uri not in same]
+        differing = [seen for _, seen in looked if seen.uri not in same]
+        add(found.counts, ScanCounts(found=len(same), unchanged=len(same)))
+        add(found.counts, compare_files(engine, known_source, differing))
+        found.listed |= {file.uri for file in images}
+        found.arrived |= {seen.sha256 for seen in differing if seen.uri not in known} - {None}
+        covered |= contents_done(engine, stored, [s.sha256 for _, s in looked if s.sha256])
+        for file, seen in looked:
+            if seen.sha256 not in covered:
+                found.due.append((file, seen))
+            if seen.sha256 is not None:
+                covered.add(seen.sha256)  # another file with it costs nothing
+    if known_source is not None:
+        if not found.counts.found and not allow_empty:
+            note_emptied(engine, source, known_source)
+        if not source.unlisted:
+            found.counts.vanished = _count_vanished(engine, known_source, found)
+    return found
+
+
+def _count_vanished(engine: Engine, known_source: int, found: _Survey) -> int:
+    return sum(
+        uri not in found.listed and digest not in found.arrived
+        for uri, digest in live_files(engine, known_source)
     )
 
 

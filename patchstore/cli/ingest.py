@@ -98,7 +98,7 @@ def ingest(
     if dry_run:
         from patchstore.estimate import estimate
 
-        plan = estimate(engine, stored, source, precision.value)
+        plan = estimate(engine, stored, folder, precision.value, allow_empty=allow_empty)
         print_json(plan.as_json()) if as_json else say(plan.text())
         return
     with loading():

@@ -91,16 +91,29 @@ def reindex(
         say(f"indexes that killed runs had left, now dropped: {report.leftovers}")
 
 
-def prune() -> None:
+def prune(
+    keep_days: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=36_500,  # db.settings.MOST_DAYS
+            help="Keep what vanished in so many days: a disk may come back; 0 deletes all."
+            "  [default: PATCHSTORE_KEEP_VANISHED_DAYS, 7]",
+        ),
+    ] = None,
+) -> None:
     """Delete what vanished from the sources, vectors included, and old records, for good."""
     with prefect():
+        from flows.upkeep import PruneRequest
         from flows.upkeep import prune as flow
-    deleted = run(flow)
+    deleted = run(flow, PruneRequest(keep_days=keep_days))
     say(
         f"deleted {deleted['locations']} vanished files, {deleted['images']} images, "
         f"{deleted['patches']} patches, records of {deleted['runs']} runs and {deleted['audits']} "
         "audits"
     )
+    if kept := deleted["kept"]:
+        say(f"kept {kept} files that vanished only lately; to delete them, too: --keep-days 0")
 
 
 def backfill(

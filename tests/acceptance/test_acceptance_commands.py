@@ -216,10 +216,13 @@ def test_the_page_shows_no_picture_but_the_one_that_was_stored(
     assert page.read_text().count("the picture cannot be read any more") == 9
 
 
-def test_prune_deletes_what_vanished(command: Any, ingested: Path) -> None:
+def test_prune_deletes_what_vanished_once_it_is_old_enough(command: Any, ingested: Path) -> None:
     (ingested / "0.png").unlink()
     command("ingest", ingested, "--spec", "tiny")
     said = command("prune").err
+    assert "deleted 0 vanished files, 0 images, 0 patches" in said
+    assert "kept 1 files that vanished only lately" in said
+    said = command("prune", "--keep-days", 0).err
     assert "deleted 1 vanished files, 1 images, 9 patches, records of 0 runs" in said
 
 
@@ -275,7 +278,7 @@ def test_a_dry_run_knows_what_a_spec_lacks_and_what_is_known_by_another_name(
 ) -> None:
     def due(folder: Path, spec: str) -> list[int]:
         plan = json.loads(command("ingest", folder, "--spec", spec, "--dry-run", "--json").out)
-        return [plan[key] for key in ("found", "new", "unchanged", "images", "patches")]
+        return [plan[key] for key in ("found", "moved", "unchanged", "images", "patches")]
 
     weights = ("--backbone", "squeezenet1_1", "--weights", "random:1", "--patch-size", 48)
     assert command("spec", "add", "second", *weights, "--stride", 24).code == 0
@@ -285,6 +288,35 @@ def test_a_dry_run_knows_what_a_spec_lacks_and_what_is_known_by_another_name(
     assert due(copies, "tiny") == [3, 3, 0, 0, 0]
     shutil.copy(copies / "0.png", copies / "again.png")
     assert due(copies, "second") == [4, 4, 0, 3, 27]
+
+
+def test_a_dry_run_counts_files_as_the_run_then_does(
+    command: Any, ingested: Path, paint: Paint
+) -> None:
+    def counts(*options: str) -> list[int]:
+        told = json.loads(command("ingest", ingested, "--spec", "tiny", "--json", *options).out)
+        keys = ("found", "new", "changed", "moved", "unchanged", "vanished")
+        return [told[key] for key in keys]
+
+    def agreed() -> list[int]:
+        planned = counts("--dry-run")
+        assert planned == counts()
+        return planned
+
+    (ingested / "sub").mkdir()
+    (ingested / "0.png").rename(ingested / "sub" / "renamed.png")
+    shutil.copy(ingested / "1.png", ingested / "copied.png")
+    os.utime(ingested / "1.png")
+    paint("2.png", 77)
+    paint("added.png", 78)
+    shutil.copy(ingested / "added.png", ingested / "twin.png")
+    (ingested / "broken.png").write_bytes(b"no picture")
+    assert agreed() == [7, 3, 1, 2, 1, 0]
+    (ingested / "added.png").unlink()
+    (ingested / "2.png").unlink()
+    assert agreed() == [5, 0, 0, 0, 5, 2]
+    paint("2.png", 77)
+    assert agreed() == [6, 0, 0, 1, 5, 0]
 
 
 def test_a_folder_that_is_gone_is_forgotten_where_that_is_said(

@@ -10,7 +10,7 @@ from db.aliases import promote
 from db.errors import SpecInUse, TransientStoreError
 from db.index import build_index
 from db.ledger import finish_run
-from db.prune import prune, prune_records, remove_spec
+from db.prune import count_vanished, prune, prune_records, remove_spec
 from db.search import search
 from db.specs import list_specs
 
@@ -31,6 +31,25 @@ def test_prune_deletes_for_good_and_once(store, spec):
     }
     assert set(prune(store.engine).values()) == {0}
     assert store.shown(spec) == {"b"}
+
+
+def test_prune_keeps_what_vanished_only_lately_and_it_returns_as_it_was(store, spec):
+    store.ingest(spec, {"a": "1", "b": "2"})
+    store.scan(spec, {"b": "2"})
+    assert set(prune(store.engine, keep_days=1).values()) == {0}
+    assert count_vanished(store.engine) == 1
+    store.scan(spec, {"a": "1", "b": "2"})
+    assert store.shown(spec) == {"a", "b"}
+    assert count_vanished(store.engine) == 0
+
+
+def test_prune_deletes_what_vanished_longer_ago_than_is_kept(store, spec):
+    store.ingest(spec, {"a": "1", "b": "2"})
+    store.scan(spec, {"b": "2"})
+    store.sql(
+        "UPDATE patchstore.image_location SET vanished_at = vanished_at - interval '25 hours'"
+    )
+    assert prune(store.engine, keep_days=1)["images"] == 1
 
 
 def test_prune_keeps_a_content_that_another_file_shows(store, spec):

@@ -197,11 +197,11 @@ def test_reindex_builds_what_is_missing_and_rebuilds_what_has_churned(
 
 
 def test_prune_deletes_what_vanished(ingest: Any, ingested: Path, prefect_api: str) -> None:
-    from flows.upkeep import prune
+    from flows.upkeep import PruneRequest, prune
 
     (ingested / "0.png").unlink()
     ingest()
-    deleted: Any = prune()
+    deleted: Any = prune(PruneRequest(keep_days=0))
     assert (deleted["locations"], deleted["images"], deleted["patches"]) == (1, 1, PATCHES)
 
 
