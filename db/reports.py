@@ -15,7 +15,10 @@ from .specs import StoredSpec
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """Where a source's files stand under a spec: found = done + failed + pending + leased."""
+    """Where a source's files stand under a spec: found = done + failed + pending + leased.
+
+    Files with one content share their patches, which count once.
+    """
 
     source: str
     spec: str
@@ -138,7 +141,10 @@ SELECT o.root AS source, s.name AS spec, count(l.id) AS found,
        count(*) FILTER (WHERE l.id IS NOT NULL AND l.error IS NULL
                           AND coalesce(e.state, 'pending') = 'pending') AS pending,
        count(*) FILTER (WHERE e.state = 'leased') AS leased,
-       coalesce(sum(e.patch_count), 0)::bigint AS patches
+       (SELECT coalesce(sum(c.patch_count), 0)::bigint FROM patchstore.extraction c
+         WHERE c.spec_id = s.id AND EXISTS (
+             SELECT FROM patchstore.image_location f WHERE f.image_id = c.image_id
+                AND f.source_id = o.id AND f.vanished_at IS NULL)) AS patches
   FROM run JOIN patchstore.source o ON o.id = run.source_id
   JOIN patchstore.feature_spec s ON s.id = run.spec_id
   LEFT JOIN patchstore.image_location l ON l.source_id = o.id AND l.vanished_at IS NULL

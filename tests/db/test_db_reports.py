@@ -27,7 +27,14 @@ def test_status_counts_every_file_once(store, spec):
     (status,) = reports.status(store.engine)
     assert (status.source, status.spec) == ("file:///pictures", "tiny")
     assert (status.found, status.done, status.failed) == (6, 2, 2)
-    assert (status.pending, status.leased, status.patches) == (1, 1, 6)
+    assert (status.pending, status.leased, status.patches) == (1, 1, 3)
+
+
+def test_status_counts_the_patches_of_two_files_with_one_content_once(store, spec):
+    store.ingest(spec, {"a": "1", "b": "1", "c": "2"})
+    status = store.status(spec)
+    assert (status.done, status.patches) == (3, 6)
+    assert store.scalar("SELECT count(*) FROM patchstore.patches") == 6
 
 
 def test_status_can_be_asked_for_one_source_and_spec(store, spec):
