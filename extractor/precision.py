@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,6 +88,7 @@ def check_precision(
     sample: Sequence[DecodedImage],
     device: str = "auto",
     patches: int | None = None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> PrecisionCheck:
     """Choose the fastest way of computing whose vectors agree with float32's.
 
@@ -101,6 +102,7 @@ def check_precision(
         device: that computes.
         patches: how many are to be computed, where that is known: what takes long to set up is
             only considered where it repays.
+        go_on: asked before each step of some seconds; what it raises ends the check.
 
     Raises:
         DeviceError: when the device is not there.
@@ -118,7 +120,7 @@ def check_precision(
                 else "no faster way on this device"
             )
         return PrecisionCheck(kind, Way(), 1.0, 1.0, f"{kind}: float32 ({reason})")
-    trial = _Trial(spec, backbone, sample, device)
+    trial = _Trial(spec, backbone, sample, device, go_on)
     for way in ways:
         trial.enter(way)
     best = trial.fastest()
@@ -159,10 +161,12 @@ class _Trial:
         backbone: Backbone,
         sample: Sequence[DecodedImage],
         device: str,
+        go_on: Callable[[], None],
     ) -> None:
         """Enters torch in float32, which always works."""
         self._make = partial(FeatureExtractor, spec, backbone, device=device)
         self._sample = sample
+        self._go_on = go_on
         truth = self._make()
         self._truth = _vectors(truth.extract(sample))
         self._entrants = {truth.way: _Entrant(truth, 1.0)}
@@ -170,6 +174,7 @@ class _Trial:
 
     def enter(self, way: Way) -> None:
         """Let another way take part where it works and agrees."""
+        self._go_on()
         try:
             extractor = self._make(precision=way.precision, runtime=way.runtime)
             cosine = _lowest_cosine(self._truth, _vectors(extractor.extract(self._sample)))
@@ -188,6 +193,7 @@ class _Trial:
         """
         for _ in range(_ROUNDS):
             for way, entrant in list(self._entrants.items()):
+                self._go_on()
                 try:
                     taken = _seconds(entrant.extractor, self._sample)
                 except Exception as error:

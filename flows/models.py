@@ -177,6 +177,10 @@ class Model:
         if self._abandoned:  # while it was made
             extractor.abandon()
 
+    def _check_wanted(self) -> None:
+        if self._abandoned:
+            raise Abandoned("computing was stopped")
+
     def _fall_back(self, failed: FeatureExtractor, error: Exception) -> FeatureExtractor:
         """What computes once a runtime that `auto` chose has failed; else raises the error."""
         chosen = self._auto and failed.way.runtime in EXPORTED
@@ -218,7 +222,9 @@ class Model:
         if known is not None:
             logger.info("computing in %s on %s, as checked before", known, kind)
             return Way.parse(known)
-        check = check_precision(self._spec, self._backbone, _sample(images), device, patches)
+        check = check_precision(
+            self._spec, self._backbone, _sample(images), device, patches, self._check_wanted
+        )
         logger.info("computing in %s", check.detail)
         if not self._record:
             return check.way

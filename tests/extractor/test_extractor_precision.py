@@ -10,6 +10,7 @@ from extractor import device as devices
 from extractor import onnx, precision
 from extractor.backbone import Backbone, resolve
 from extractor.device import FLOAT32, MNN, ONNX, OPENVINO, Way
+from extractor.errors import Abandoned
 from extractor.features import FeatureExtractor
 from extractor.images import read_image
 from extractor.precision import candidates, check_kind, check_precision, device_kind
@@ -70,6 +71,20 @@ def test_a_way_that_fails_while_it_is_measured_is_told_and_not_chosen(bf16, tiny
     check = check_precision(tiny_spec, fake(Breaks(1e-4)), sample, "cpu", FEW)
     assert check.way == Way()
     assert "bf16: no memory for a real batch" in check.detail
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_check_that_nobody_waits_for_any_more_ends_at_its_next_step(
+    bf16, tiny_spec, sample, steps
+):
+    left = iter(range(steps))
+
+    def go_on():
+        if next(left, None) is None:
+            raise Abandoned
+
+    with pytest.raises(Abandoned):
+        check_precision(tiny_spec, fake(Slow(1e-4)), sample, "cpu", FEW, go_on)
 
 
 def test_a_runtime_that_is_not_installed_takes_no_part(monkeypatch):

@@ -267,6 +267,36 @@ def test_what_a_run_was_computing_ends_with_it(
     assert [type(error) for error in ended] == [Abandoned]
 
 
+def test_the_check_of_precisions_ends_with_its_run(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    checking, abandoned = threading.Event(), threading.Event()
+    abandon = models.Model.abandon
+    went_on: list[bool] = []
+
+    def check(*arguments: Any) -> Any:
+        checking.set()
+        assert abandoned.wait(30)
+        arguments[-1]()
+        went_on.append(True)
+
+    def note(model: models.Model) -> None:
+        abandon(model)
+        abandoned.set()
+
+    def interrupt(*_arguments: Any) -> Any:
+        assert checking.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "check_precision", check)
+    monkeypatch.setattr(models.Model, "abandon", note)
+    monkeypatch.setattr("flows.ingest._settle", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(precision="auto")
+    assert went_on == []
+
+
 @pytest.mark.parametrize(
     ("error", "attempts"),
     [
