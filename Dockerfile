@@ -16,11 +16,11 @@ FROM install AS install-cpu
 ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --constraint constraints.txt torch torchvision \
-    && pip install --constraint constraints.txt --editable .
+    && pip install --constraint constraints.txt --editable '.[s3]'
 
 FROM install AS install-cuda
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt --editable .
+    pip install --constraint constraints.txt --editable '.[s3]'
 
 FROM python AS patchstore
 ENV PYTHONDONTWRITEBYTECODE=1 \

@@ -83,7 +83,7 @@ def make_files(folder: Path, count: int) -> None:
 
 def fill(engine: Engine, spec: StoredSpec, folder: Path, sources: int, images: int) -> None:
     """Puts the folder and the other sources into the ledger, all as done."""
-    source = FolderSource(folder)
+    source = FolderSource(str(folder))
     scan(engine, source, open_source(engine, source.root), spec, threads=2)
     for number in range(1, sources):
         add_images(engine, spec, f"idle:///{number}/", images)

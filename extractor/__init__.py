@@ -1,4 +1,5 @@
 """Image bytes -> patches -> feature vectors.
 
-Pure compute: no database, no Prefect, and no network but the download of torchvision's weights.
+Pure compute: no database, no Prefect, and no network but the download of torchvision's weights and
+pictures in object stores.
 """

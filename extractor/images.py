@@ -31,6 +31,7 @@ from .errors import (
     TruncatedImage,
     one_line,
 )
+from .files import open_file
 
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a bomb
 # They start a program (Ghostscript), draw by the operating system, or are stubs without pixels.
@@ -65,33 +66,35 @@ def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         ImageError: when these bytes can never be read; the text is the reason.
         OSError: when the file cannot be read now; the same call may succeed later.
     """
-    data = read_content(source, max_pixels=max_pixels) if isinstance(source, Path) else source
-    with _pillow_errors(), _open(io.BytesIO(data), max_pixels) as image:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            source = read_content(file, max_pixels=max_pixels)
+    with _pillow_errors(), _open(io.BytesIO(source), max_pixels) as image:
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
         turn = _UPRIGHT.get(_orientation(image))
         return to_rgb(image if turn is None else image.transpose(turn))
 
 
-def read_content(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
-    """Read the bytes of an image's file, unless there are more than any image has.
+def read_content(file: BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """Read the bytes of an image's open file, unless there are more than any image has.
 
     Raises:
         ImageTooLarge: more than `max_pixels` could take: reading them might take all memory.
         OSError: when the file cannot be read now.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > _BYTES_A_PIXEL * max_pixels:
-            raise ImageTooLarge(
-                f"the file has {size:,} bytes, more than an image of {max_pixels} pixels takes; "
-                "raise PATCHSTORE_MAX_PIXELS if it is one"
-            )
-        return file.read()
+    size = file.seek(0, os.SEEK_END)
+    if size > _BYTES_A_PIXEL * max_pixels:
+        raise ImageTooLarge(
+            f"the file has {size:,} bytes, more than an image of {max_pixels} pixels takes; "
+            "raise PATCHSTORE_MAX_PIXELS if it is one"
+        )
+    file.seek(0)
+    return file.read()
 
 
 def read_stored(
-    path: Path, sha256: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS
+    uri: str, sha256: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """Decode the file of a stored image, as `read_image`, if it still is that image.
 
@@ -99,7 +102,8 @@ def read_stored(
         ImageChanged: its SHA-256 is another one now.
         ImageError, OSError: as `read_image`.
     """
-    content = read_content(path, max_pixels=max_pixels)
+    with open_file(uri) as file:
+        content = read_content(file, max_pixels=max_pixels)
     if hashlib.sha256(content).digest() != sha256:
         raise ImageChanged("it has changed since it was ingested")
     return read_image(content, max_pixels=max_pixels)

@@ -1,6 +1,8 @@
-"""How a local image file is named: its absolute path, as fsspec writes it too.
+"""How an image file is named: a local one by its absolute path, as fsspec writes it too; an object
+of a store by its URL.
 
-A name that is not UTF-8 cannot be kept as text; its URI is the percent-encoded `file://` form.
+A local name that is not UTF-8 cannot be kept as text; its URI is the percent-encoded form, which
+begins with `file://`.
 """
 
 import os
@@ -35,10 +37,15 @@ def path_of(uri: str) -> Path:
     return Path(uri)
 
 
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object of a store, and no file of this machine."""
+    return "://" in uri and not uri.startswith(FILE_SCHEME)
+
+
 def uri_from_here(uri: str) -> str:
     """The URI of a file that is named as from the current folder; an absolute one stays, and so
     does that of another scheme."""
-    if "://" in uri and not uri.startswith(FILE_SCHEME):
+    if is_remote(uri):
         return uri
     return uri_of(absolute(path_of(uri)))
 

@@ -26,7 +26,7 @@ from db.audit import (
 from db.server import connect
 from db.specs import StoredSpec, get_spec
 from extractor.allocator import keep_freed_memory
-from extractor.uris import path_of
+from extractor.files import file_status
 
 from .artifacts import publish_values
 from .environment import let_libraries_log
@@ -155,7 +155,7 @@ def _look_for_files(report: AuditReport, files: Sequence[tuple[str, str]]) -> No
 
 def _is_there(uri: str) -> bool:
     try:
-        path_of(uri).stat()
+        file_status(uri)
     except OSError:
         return False
     return True

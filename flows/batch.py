@@ -23,7 +23,7 @@ from extractor.spec import FeatureSpec
 
 from .contact_sheet import ContactSheet
 from .errors import TransientReadError, is_transient
-from .sources import FolderSource
+from .sources import Source
 from .stages import Clock
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Batch:
 
 
 def extract_patches(
-    batch: Batch, source: FolderSource, spec: FeatureSpec, max_pixels: int, *, last_try: bool
+    batch: Batch, source: Source, spec: FeatureSpec, max_pixels: int, *, last_try: bool
 ) -> int:
     """Reads and decodes the batch and lays the grid; returns how many patches there are.
 

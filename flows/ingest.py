@@ -52,7 +52,7 @@ from .progress import Listener, Summary, listener
 from .request import IngestRequest, Precision
 from .scan import scan
 from .settings import FlowSettings
-from .sources import FolderSource
+from .sources import Source, source_at
 from .stages import Tally
 from .tasks import compute_features, extract_patches, lease_images, upsert_features
 
@@ -68,7 +68,7 @@ class _Run:
     """What a run is about, and what it has come to so far."""
 
     engine: Engine
-    folder: FolderSource
+    folder: Source
     source_id: int
     stored: StoredSpec
     id: int
@@ -111,7 +111,7 @@ def ingest(request: IngestRequest) -> State[Any]:
     begun = time.monotonic()
     ExtractorSettings()  # what it refuses is told before a long scan, and not after
     engine = connect()
-    folder = FolderSource(request.source, may_be_gone=request.allow_empty)
+    folder = source_at(request.source, may_be_gone=request.allow_empty)
     if folder.gone and known_source(engine, folder.root) is None:
         raise SourceError(f"{request.source} does not exist, and was never ingested")
     stored = get_spec(engine, request.spec)
@@ -261,7 +261,7 @@ def _finish(run: _Run, summary: Summary) -> list[Failure]:
     return failed
 
 
-def _summary(counts: ScanCounts, folder: FolderSource) -> Summary:
+def _summary(counts: ScanCounts, folder: Source) -> Summary:
     return Summary(
         found=counts.found,
         new=counts.new,

@@ -19,7 +19,6 @@ from extractor.grid import PatchGrid, spec_grid
 from extractor.images import read_stored
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
-from extractor.uris import path_of
 
 from .models import load
 
@@ -70,7 +69,7 @@ def recompute(stored: StoredSpec, sample: Sequence[SampledPatch]) -> Recomputed:
 def _read(patch: SampledPatch, max_pixels: int) -> NDArray[np.uint8] | None:
     """The image as it was when its vectors were computed; None where it is not there any more."""
     try:
-        return read_stored(path_of(patch.uri), patch.sha256, max_pixels=max_pixels)
+        return read_stored(patch.uri, patch.sha256, max_pixels=max_pixels)
     except (OSError, ImageError) as error:
         logger.info("%s: %s", patch.uri, error)
         return None

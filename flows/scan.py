@@ -24,9 +24,8 @@ from db.catalog import (
 from db.specs import StoredSpec
 from extractor.errors import ImageError
 from extractor.images import read_size
-from extractor.uris import path_of
 
-from .sources import FolderSource, FoundFile
+from .sources import FoundFile, Source
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ T = TypeVar("T")
 
 def scan(
     engine: Engine,
-    source: FolderSource,
+    source: Source,
     source_id: int,
     spec: StoredSpec,
     threads: int,
@@ -73,20 +72,20 @@ def scan(
     return counts
 
 
-def note_emptied(engine: Engine, source: FolderSource, source_id: int) -> None:
+def note_emptied(engine: Engine, source: Source, source_id: int) -> None:
     """Counts a folder without an image as not listed where it held some before.
 
     It is more often a disk that is not mounted than a folder that was emptied.
     """
     if lost := count_live(engine, source_id):
         source.unlisted.append(
-            f"{path_of(source.root)}: no image is there, but the store has {lost} of it; "
+            f"{source.root}: no image is there, but the store has {lost} of it; "
             "if it was emptied on purpose, ingest it with --allow-empty"
         )
 
 
 def images_of(
-    source: FolderSource, files: Sequence[FoundFile], known: Mapping[str, KnownFile]
+    source: Source, files: Sequence[FoundFile], known: Mapping[str, KnownFile]
 ) -> list[FoundFile]:
     """Without those that are doubtful and were no images before; these count as other files."""
     images = [file for file in files if not file.doubtful or _is_live(known.get(file.uri))]
@@ -109,7 +108,7 @@ def is_unchanged(file: FoundFile, known: KnownFile | None) -> bool:
     )
 
 
-def look(source: FolderSource, file: FoundFile) -> SeenFile:
+def look(source: Source, file: FoundFile) -> SeenFile:
     """Reads a file for its digest and the size in its header, in little memory."""
     if file.error is not None:
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=file.error)

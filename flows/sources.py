@@ -2,15 +2,29 @@
 
 import mimetypes
 import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedReader
-from pathlib import Path
+from operator import itemgetter
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+from extractor.files import (
+    object_status,
+    object_store,
+    open_file,
+    status_of,
+    storage_errors,
+)
 from extractor.images import image_suffixes, read_content
-from extractor.uris import absolute, path_of, uri_of
+from extractor.uris import absolute, is_remote, path_of, uri_of
 
 from .errors import SourceError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 # First bytes of the formats that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"RIFF", b"BM")
@@ -30,30 +44,71 @@ class FoundFile:
     doubtful: bool = False
 
 
-class FolderSource:
-    """A folder and everything below it.
-
-    Hidden files and folders are left out; links to files are followed, links to folders are not.
+class Source(ABC):
+    """A place with images.
 
     Attributes:
-        root: the absolute path, by which the store knows this source.
-        gone: the folder does not exist any more.
+        root: by which the store knows it: a folder's absolute path, or a store's URL.
+        gone: there is nothing of that name any more.
         others: files that are no images, counted while listing.
         unlisted: folders that could not be listed, with the reason; `scan` adds an emptied source.
     """
 
-    def __init__(self, folder: str | Path, *, may_be_gone: bool = False) -> None:
-        """A path or a URI. Raises SourceError unless it is a folder that can be listed.
-
-        One that does not exist is as good as an empty one where it `may_be_gone`.
-        """
-        if not str(folder).strip():
-            raise SourceError("the name of the folder with images is empty")
-        path = absolute(path_of(str(folder)))
-        self.root = uri_of(path)
-        self._path = path
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.gone = False
         self.others = 0
         self.unlisted: list[str] = []
+
+    def files(self) -> Iterator[FoundFile]:
+        """Every image file, in a stable order, without opening any that has a suffix.
+
+        Hidden files and folders are left out.
+        """
+        self.others = 0
+        self.unlisted = []
+        return iter(()) if self.gone else self._walk()
+
+    @abstractmethod
+    def _walk(self) -> Iterator[FoundFile]: ...
+
+    def open(self, uri: str) -> AbstractContextManager[BufferedReader]:
+        """A file, to be read from its start. Raises OSError."""
+        return open_file(uri)
+
+    def read(self, uri: str, max_pixels: int) -> bytes:
+        """The bytes of a file. Raises OSError; ImageTooLarge, as `read_content`."""
+        with self.open(uri) as file:
+            return read_content(file, max_pixels=max_pixels)
+
+
+def source_at(place: str | Path, *, may_be_gone: bool = False) -> Source:
+    """The source at a path or a URL. Raises SourceError unless it is one that can be listed.
+
+    One that does not exist is as good as an empty one where it `may_be_gone`.
+    """
+    if not str(place).strip():
+        raise SourceError("the name of the folder with images is empty")
+    kind = StoreSource if is_remote(str(place)) else FolderSource
+    return kind(str(place), may_be_gone=may_be_gone)
+
+
+def root_of(place: str | Path) -> str:
+    """By which name the store knows a source. Raises SourceError for a store that is none."""
+    if not is_remote(str(place)):
+        return uri_of(absolute(path_of(str(place))))
+    store, path = _store_of(str(place))
+    return str(store.unstrip_protocol(path))
+
+
+class FolderSource(Source):
+    """A folder and everything below it: links to files are followed, links to folders are not."""
+
+    def __init__(self, folder: str | Path, *, may_be_gone: bool = False) -> None:
+        """See `source_at`."""
+        super().__init__(root_of(folder))
+        path = path_of(self.root)
+        self._path = path
         self.gone = may_be_gone and not path.exists()
         if self.gone:
             return
@@ -66,49 +121,126 @@ class FolderSource:
         except OSError as error:
             raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
 
-    def files(self) -> Iterator[FoundFile]:
-        """Every image file, in a stable order, without opening any that has a suffix."""
-        self.others = 0
-        self.unlisted = []
-        if self.gone:
-            return
-        suffixes = image_suffixes()
+    def _walk(self) -> Iterator[FoundFile]:
         for folder, subfolders, names in os.walk(self._path, onerror=self._note_unlisted):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(names):
                 path = Path(folder, name)
                 try:
-                    if name.startswith(".") or not looks_like_image(path, suffixes):
+                    if name.startswith(".") or not looks_like_image(path):
                         self.others += 1
                     else:
                         yield _found(path)
                 except OSError as error:
-                    reason = f"cannot be read: {error.strerror}"
-                    yield FoundFile(uri_of(path), 0, "", reason, doubtful=True)
-
-    def open(self, uri: str) -> BufferedReader:
-        """A file, to be read from its start. Raises OSError."""
-        return path_of(uri).open("rb")
-
-    def read(self, uri: str, max_pixels: int) -> bytes:
-        """The bytes of a file. Raises OSError; ImageTooLarge, as `read_content`."""
-        return read_content(path_of(uri), max_pixels=max_pixels)
+                    yield _unreadable(uri_of(path), error, doubtful=True)
 
     def _note_unlisted(self, error: OSError) -> None:
         self.unlisted.append(f"{uri_of(Path(error.filename))}: {error.strerror}")
 
 
-def looks_like_image(path: Path, suffixes: frozenset[str]) -> bool:
-    """Whether a file counts as an image: by its suffix, or by its first bytes if it has none.
+class StoreSource(Source):
+    """What begins with a URL in an object store, by fsspec: `s3://bucket/photos`.
+
+    An object without a suffix costs a request in every scan, for its first bytes tell whether it is
+    an image.
+    """
+
+    def __init__(self, url: str, *, may_be_gone: bool = False) -> None:
+        """See `source_at`."""
+        self._store, self._path = _store_of(url)
+        if not self._path.strip("/"):
+            raise SourceError(f"{url} is a whole store; give a bucket of it, or what begins in one")
+        super().__init__(self._store.unstrip_protocol(self._path))
+        try:
+            with storage_errors():
+                is_file = self._store.info(self._path)["type"] == "file"
+        except FileNotFoundError:
+            self.gone = may_be_gone
+            if not may_be_gone:
+                raise SourceError(
+                    f"{url} does not exist or holds nothing; expected images"
+                ) from None
+        except OSError as error:
+            raise SourceError(f"{url} cannot be listed: {error.strerror}") from error
+        else:
+            if is_file:
+                raise SourceError(f"{url} is a file; give what comes before its last /")
+
+    def _walk(self) -> Iterator[FoundFile]:
+        folders = [self._path]
+        while folders:
+            folder = folders.pop()
+            below = []
+            for entry in self._listed(folder):
+                path = entry["name"].rstrip("/")
+                name = path.rpartition("/")[2]
+                if path == folder or name.startswith("."):
+                    self.others += entry["type"] == "file" and path != folder
+                elif entry["type"] == "directory":
+                    below.append(path)
+                elif entry["name"].endswith("/"):  # by which some tools keep empty folders
+                    continue
+                else:
+                    yield from self._found(path, name, entry)
+            folders += reversed(below)
+
+    def _listed(self, folder: str) -> list[dict[str, Any]]:
+        """What is in a folder. Never part of a listing: what is missing there counts as gone."""
+        try:
+            with storage_errors():
+                entries = self._store.ls(folder, detail=True)
+        except FileNotFoundError:  # an object store has no empty folders
+            return []
+        except OSError as error:
+            self.unlisted.append(f"{self._store.unstrip_protocol(folder)}: {error.strerror}")
+            return []
+        return sorted(entries, key=itemgetter("name"))
+
+    def _found(self, path: str, name: str, entry: Mapping[str, Any]) -> Iterator[FoundFile]:
+        uri = self._store.unstrip_protocol(path)
+        is_image = is_image_by_suffix(PurePosixPath(name))
+        try:
+            if is_image is None and entry.get("size") != 0:
+                with storage_errors():
+                    is_image = self._store.cat_file(path, start=0, end=4).startswith(MAGIC)
+            status = object_status(entry)
+        except OSError as error:
+            yield _unreadable(uri, error, doubtful=is_image is None)
+            return
+        if is_image:
+            yield FoundFile(uri, status.size_bytes, status.mark)
+        else:
+            self.others += 1
+
+
+def _store_of(url: str) -> "tuple[AbstractFileSystem, str]":
+    try:
+        return object_store(url)
+    except OSError as error:
+        raise SourceError(f"{url} cannot be opened: {error.strerror}") from error
+
+
+def is_image_by_suffix(name: PurePath) -> bool | None:
+    """Whether a file is an image by its name; None where it has no suffix.
 
     A suffix that stands for an image which cannot be read (HEIC, SVG) counts: it must fail with a
-    reason rather than be passed over in silence. Raises OSError where a file without one cannot be
-    opened.
+    reason rather than be passed over in silence.
     """
-    suffix = path.suffix.lower()
-    if suffix:
-        kind = mimetypes.types_map.get(suffix, "")
-        return suffix in suffixes or kind.startswith("image/")
+    suffix = name.suffix.lower()
+    if not suffix:
+        return None
+    kind = mimetypes.types_map.get(suffix, "")
+    return suffix in image_suffixes() or kind.startswith("image/")
+
+
+def looks_like_image(path: Path) -> bool:
+    """Whether a file counts as an image: by its suffix, or by its first bytes if it has none.
+
+    Raises OSError where a file without one cannot be opened.
+    """
+    by_suffix = is_image_by_suffix(path)
+    if by_suffix is not None:
+        return by_suffix
     try:
         if not path.is_file():
             return False
@@ -118,13 +250,17 @@ def looks_like_image(path: Path, suffixes: frozenset[str]) -> bool:
         return False
 
 
+def _unreadable(uri: str, error: OSError, *, doubtful: bool = False) -> FoundFile:
+    return FoundFile(uri, 0, "", f"cannot be read: {error.strerror}", doubtful)
+
+
 def _found(path: Path) -> FoundFile:
     uri = uri_of(path)
     try:
         stat = path.stat()
     except OSError as error:
-        return FoundFile(uri, 0, "", f"cannot be read: {error.strerror}")
+        return _unreadable(uri, error)
     if not path.is_file():
         return FoundFile(uri, 0, "", "not a regular file")
-    # The inode's change time cannot be set back by copying with preserved times.
-    return FoundFile(uri, stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_size}")
+    status = status_of(stat)
+    return FoundFile(uri, status.size_bytes, status.mark)

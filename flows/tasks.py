@@ -22,7 +22,7 @@ from .contact_sheet import ContactSheet
 from .errors import is_transient
 from .progress import Listener
 from .settings import FlowSettings
-from .sources import FolderSource
+from .sources import Source
 
 if TYPE_CHECKING:
     from .models import Model
@@ -55,7 +55,7 @@ def lease_images(
 
 
 @task(name="extract_patches", task_run_name="read {batch}", **RETRIES)
-def extract_patches(batch: Batch, source: FolderSource, spec: FeatureSpec, max_pixels: int) -> int:
+def extract_patches(batch: Batch, source: Source, spec: FeatureSpec, max_pixels: int) -> int:
     """Reads and decodes a batch; returns the number of patches."""
     last_try = int(task_run.run_count) > SETTINGS.retries
     with batch.clock.timed("read"):

@@ -19,7 +19,6 @@ from db.reports import SourceStatus, status
 from db.server import connect
 from db.settings import MOST_DAYS, StoreSettings
 from db.specs import StoredSpec, get_spec
-from extractor.uris import absolute, uri_of
 
 from .artifacts import publish_values
 from .environment import let_libraries_log
@@ -29,6 +28,7 @@ from .ingest import ingest
 from .naming import named
 from .progress import listener
 from .request import IngestRequest
+from .sources import root_of
 
 
 class ReindexRequest(BaseModel):
@@ -188,7 +188,7 @@ def _sources(engine: Engine, folders: list[str]) -> dict[str, int]:
     known = list_sources(engine)
     if not folders:
         return known
-    wanted = [uri_of(absolute(folder)) for folder in folders]
+    wanted = [root_of(folder) for folder in folders]
     for root in wanted:
         if root not in known:
             raise SourceError(

@@ -30,7 +30,7 @@ from extractor.spec import FeatureSpec
 from flows.models import Model
 from flows.scan import CHUNK, add, chunks, images_of, is_unchanged, look, note_emptied
 from flows.settings import FlowSettings
-from flows.sources import FolderSource, FoundFile
+from flows.sources import FoundFile, Source
 
 SAMPLE_PATCHES = 256
 SAMPLE_S = 5.0
@@ -78,7 +78,7 @@ class Plan:
 def estimate(
     engine: Engine,
     stored: StoredSpec,
-    source: FolderSource,
+    source: Source,
     precision: str,
     *,
     allow_empty: bool = False,
@@ -123,9 +123,7 @@ class _Survey:
     arrived: set[bytes | None] = field(default_factory=set)
 
 
-def _survey(
-    engine: Engine, stored: StoredSpec, source: FolderSource, *, allow_empty: bool
-) -> _Survey:
+def _survey(engine: Engine, stored: StoredSpec, source: Source, *, allow_empty: bool) -> _Survey:
     """What `flows.scan` would find, without recording it."""
     found = _Survey()
     known_source = source_id(engine, source.root)
@@ -183,7 +181,7 @@ def _patches(file: SeenFile, spec: FeatureSpec) -> int:
 def _measure(
     engine: Engine,
     stored: StoredSpec,
-    source: FolderSource,
+    source: Source,
     files: list[FoundFile],
     precision: str,
 ) -> float:
@@ -211,7 +209,7 @@ def _measure(
     return patches / max(time.monotonic() - begun, decoding_s / FlowSettings().window)
 
 
-def _decode(source: FolderSource, file: FoundFile, spec: FeatureSpec) -> DecodedImage | None:
+def _decode(source: Source, file: FoundFile, spec: FeatureSpec) -> DecodedImage | None:
     try:
         max_pixels = ExtractorSettings().max_pixels
         pixels = read_image(source.read(file.uri, max_pixels), max_pixels=max_pixels)

@@ -16,7 +16,6 @@ from extractor.arrays import Region
 from extractor.errors import ImageError
 from extractor.images import read_stored
 from extractor.settings import ExtractorSettings
-from extractor.uris import path_of
 
 from .export import whole_file
 from .query import Asked, Pixels
@@ -102,7 +101,7 @@ def _read(engine: Engine, image_id: int) -> Pixels | None:
     try:
         image = get_image(engine, image_id)
         return read_stored(
-            path_of(image.uri),
+            image.uri,
             bytes.fromhex(image.sha256),
             max_pixels=ExtractorSettings().max_pixels,
         )

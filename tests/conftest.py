@@ -1,5 +1,6 @@
 """One embedded Postgres and one Prefect API for each process; a fresh database for each test."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -135,6 +136,53 @@ def store(database: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     yield engine
     engine.dispose()
     connect.cache_clear()
+
+
+class Bucket:
+    """A bucket of an S3 server on this machine.
+
+    Attributes:
+        url: `s3://NAME`.
+    """
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client, self._name = client, name
+        self.url = f"s3://{name}"
+        client.create_bucket(Bucket=name)
+
+    def put(self, key: str, content: bytes) -> str:
+        """Writes an object; returns its URL."""
+        self._client.put_object(Bucket=self._name, Key=key, Body=content)
+        return f"{self.url}/{key}"
+
+    def delete(self, key: str) -> None:
+        """Deletes an object."""
+        self._client.delete_object(Bucket=self._name, Key=key)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Any]:
+    """A client of an S3 server, which the environment tells everybody of."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patched.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patched.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+        patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield boto3.client("s3")
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: Any) -> Bucket:
+    """An empty bucket."""
+    return Bucket(s3, f"bucket-{next(_numbers)}")
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from db.browse import ImageRow, get_image, get_patch_row
 from db.search import Box
 from extractor.arrays import Region
 from extractor.errors import ImageChanged, ImageError
+from extractor.files import file_status
 from extractor.images import read_stored
 from extractor.settings import ExtractorSettings
-from extractor.uris import path_of
 
 from .pixels import PixelBudget
 from .problems import Problem
@@ -39,17 +39,16 @@ class _File:
     uri: str
     sha256: str
     extent: tuple[int, int]
-    size: int
-    mtime_ns: int
+    mark: str
 
     @classmethod
     def at(cls, image: ImageRow) -> "_File":
         try:
-            status = path_of(image.uri).stat()
+            mark = file_status(image.uri).mark
         except OSError as error:
             raise _gone(image.uri, error) from error
         extent = image.width or 0, image.height or 0
-        return cls(image.uri, image.sha256, extent, status.st_size, status.st_mtime_ns)
+        return cls(image.uri, image.sha256, extent, mark)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Pictures:
         """The pixels of a stored image; only of exactly the content that was stored."""
         limit = ExtractorSettings().max_pixels
         try:
-            return read_stored(path_of(file.uri), bytes.fromhex(file.sha256), max_pixels=limit)
+            return read_stored(file.uri, bytes.fromhex(file.sha256), max_pixels=limit)
         except OSError as error:
             raise _gone(file.uri, error) from error
         except ImageError as error:

@@ -57,13 +57,13 @@ def deploy(
     from db.settings import StoreSettings
     from flows import environment
     from flows.request import IngestRequest
-    from flows.sources import FolderSource
+    from flows.sources import source_at
 
     if every is not None and timezone != "UTC" and not upkeep:
         fail("--timezone goes with --cron and --upkeep; --every counts from midnight UTC")
     if source is None and not (upkeep and every is None and cron is None):
         fail("give a FOLDER with --every or --cron, or --upkeep, or both")
-    folder = None if source is None else FolderSource(source)  # a wrong path is said at once
+    folder = None if source is None else source_at(source)  # a wrong path is said at once
     server = environment.prepare(StoreSettings().resolved_home())
     from flows import deploy as deployments
     from flows.notify import notify_of_failures

@@ -55,7 +55,9 @@ class Precision(StrEnum):
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(help="Folder with images.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder with images, or a URL such as s3://bucket/photos.")
+    ],
     spec: Annotated[str, typer.Option(help="Spec to compute.")] = DEFAULT_SPEC,
     precision: Annotated[
         Precision, typer.Option(help="auto: the fastest that agrees with float32, as checked.")
@@ -85,10 +87,10 @@ def ingest(
     from extractor.allocator import keep_freed_memory
     from flows import environment
     from flows.request import IngestRequest
-    from flows.sources import FolderSource
+    from flows.sources import source_at
 
     keep_freed_memory()
-    folder = FolderSource(source, may_be_gone=allow_empty)  # a wrong path is said at once
+    folder = source_at(source, may_be_gone=allow_empty)  # a wrong path is said at once
     # The server starts while everything else loads.
     server = None if dry_run else environment.prepare(StoreSettings().resolved_home())
     from patchstore.store import open_store, spec_for_ingest

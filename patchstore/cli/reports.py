@@ -81,16 +81,16 @@ def failures(spec: Spec = None, as_json: Json = False) -> None:
 
 
 def retry(
-    source: Annotated[Path | None, typer.Argument(help="Only this folder.")] = None,
+    source: Annotated[str | None, typer.Argument(help="Only this folder.")] = None,
     spec: Spec = None,
 ) -> None:
     """Queue failed images again; the next ingest computes them."""
     from db.ledger import retry_failed
     from db.reports import source_id
-    from extractor.uris import absolute, uri_of
+    from flows.sources import root_of
     from patchstore.store import open_store
 
-    root = None if source is None else uri_of(absolute(source))
+    root = None if source is None else root_of(source)
     engine = open_store()
     if root is not None and source_id(engine, root) is None:
         raise PatchstoreError(f"{source} was never ingested; patchstore status lists what was")

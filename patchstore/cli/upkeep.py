@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -119,7 +118,7 @@ def prune(
 def backfill(
     spec: Annotated[str, typer.Option(help="Spec to compute.")],
     sources: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(metavar="[SOURCE]...", help="Only these folders.  [default: all known]"),
     ] = None,
 ) -> None:
@@ -134,7 +133,7 @@ def backfill(
         from flows.upkeep import backfill as flow
 
         name = get_spec(engine, spec).name
-    request = BackfillRequest(spec=name, sources=[str(path) for path in sources or ()])
+    request = BackfillRequest(spec=name, sources=list(sources or ()))
     try:
         report = run(flow, request)
     except BackfillError as error:

@@ -82,7 +82,7 @@ def test_a_second_run_opens_no_file_and_runs_no_forward_pass(
     paint("a.png", 1)
     ingest()
     forbid_work(monkeypatch)
-    monkeypatch.setattr(scan.FolderSource, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(scan.Source, "read", lambda *_: 1 / 0)
     state, summary = ingest()
     assert state.name == "Completed"
     assert (summary.unchanged, summary.done, summary.patches) == (1, 1, 0)

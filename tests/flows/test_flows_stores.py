@@ -1,0 +1,153 @@
+"""What an object store gives: as a folder does, every image, and never silence about an object."""
+
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+
+from extractor.files import file_status, object_status, open_file
+from flows.errors import SourceError
+from flows.sources import Source, StoreSource, root_of, source_at
+
+JPEG = b"\xff\xd8\xff\xe0rest"
+
+
+def names(source: Source) -> list[str]:
+    return [PurePosixPath(file.uri).name for file in source.files()]
+
+
+def test_images_are_found_in_a_stable_order_at_every_depth(bucket: Any) -> None:
+    for key in ("photos/b.jpg", "photos/a.PNG", "photos/deep/er/c.tif", "other/d.jpg"):
+        bucket.put(key, b"x")
+    source = source_at(f"{bucket.url}/photos/")
+    assert (source.root, names(source)) == (f"{bucket.url}/photos", ["a.PNG", "b.jpg", "c.tif"])
+
+
+def test_a_whole_bucket_is_a_source(bucket: Any) -> None:
+    bucket.put("deep/a.jpg", b"x")
+    (file,) = source_at(bucket.url).files()
+    assert file.uri == f"{bucket.url}/deep/a.jpg"
+
+
+def test_objects_that_are_no_images_are_counted_and_left_out(bucket: Any) -> None:
+    for key in ("readme.txt", ".hidden.jpg", ".cache/b.jpg", "a.jpg"):
+        bucket.put(key, b"x")
+    bucket.put("folder/", b"")
+    source = source_at(bucket.url)
+    assert (names(source), source.others) == (["a.jpg"], 2)
+
+
+def test_an_object_without_suffix_counts_by_its_first_bytes(bucket: Any) -> None:
+    bucket.put("scan0001", JPEG)
+    bucket.put("Makefile", b"all:\n")
+    bucket.put("empty", b"")
+    assert names(source_at(bucket.url)) == ["scan0001"]
+
+
+def test_an_object_without_suffix_that_cannot_be_opened_is_doubtful(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("scan0001", JPEG)
+    source = source_at(bucket.url)
+    assert isinstance(source, StoreSource)
+    monkeypatch.setattr(source._store, "cat_file", refuse)
+    (file,) = source.files()
+    assert (file.doubtful, file.error) == (True, "cannot be read: Access Denied")
+
+
+@pytest.mark.parametrize("key", ["plain.jpg", "with space %41#.jpg", "ünï.jpg"])
+def test_an_object_is_read_by_its_uri(bucket: Any, key: str) -> None:
+    bucket.put(key, JPEG)
+    source = source_at(bucket.url)
+    (file,) = source.files()
+    assert file.uri == f"{bucket.url}/{key}"
+    assert source.read(file.uri, 100) == JPEG
+
+
+def test_the_mark_moves_with_the_content_alone(bucket: Any) -> None:
+    def mark() -> str:
+        (file,) = source_at(bucket.url).files()
+        assert file.mark == file_status(file.uri).mark
+        return file.mark
+
+    bucket.put("a.jpg", b"old")
+    old = mark()
+    bucket.put("a.jpg", b"old")
+    assert mark() == old
+    bucket.put("a.jpg", b"new")
+    assert mark() != old
+
+
+def test_a_folder_that_cannot_be_listed_is_noted_and_the_others_are_listed(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a.jpg", b"x")
+    bucket.put("locked/b.jpg", b"x")
+    source = source_at(bucket.url)
+    assert isinstance(source, StoreSource)
+    ls = source._store.ls
+
+    def listed(folder: str, **options: Any) -> Any:
+        return refuse() if folder.endswith("locked") else ls(folder, **options)
+
+    monkeypatch.setattr(source._store, "ls", listed)
+    assert names(source) == ["a.jpg"]
+    assert source.unlisted == [f"{bucket.url}/locked: Access Denied"]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("s3://no-such-bucket/x", "does not exist or holds nothing; expected images"),
+        ("s3://", "is a whole store; give a bucket of it, or what begins in one"),
+        ("nope://x", "cannot be opened: Protocol not known: nope"),
+        ("simplecache::s3://x", "cannot be opened: a chain of stores is not read"),
+    ],
+)
+def test_what_is_no_source_is_refused_in_words(s3: Any, place: str, said: str) -> None:
+    with pytest.raises(SourceError, match=f"^{place} {said}"):
+        source_at(place)
+
+
+def test_an_object_is_no_source(bucket: Any) -> None:
+    url = bucket.put("photos/a.jpg", b"x")
+    with pytest.raises(SourceError, match=r"a\.jpg is a file; give what comes before its last /"):
+        source_at(url)
+
+
+def test_a_source_that_may_be_gone_has_no_files(bucket: Any) -> None:
+    source = source_at(f"{bucket.url}/photos", may_be_gone=True)
+    assert (source.gone, list(source.files())) == (True, [])
+
+
+def test_a_source_has_one_name_however_it_is_written(bucket: Any) -> None:
+    assert root_of(f"{bucket.url}/photos/") == root_of(f"{bucket.url}/photos")
+
+
+def test_an_object_that_is_gone_is_a_file_that_is_not_found(bucket: Any) -> None:
+    with (
+        pytest.raises(FileNotFoundError, match="No such file or directory"),
+        open_file(f"{bucket.url}/a.jpg") as file,
+    ):
+        file.read()
+
+
+def test_a_store_that_is_lost_halfway_is_an_error_of_the_file_and_ours_stay_ours(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = bucket.put("a.jpg", b"x")
+    with open_file(url) as file, pytest.raises(KeyError):
+        raise KeyError
+    with open_file(url) as file:
+        monkeypatch.setattr("s3fs.S3File.read", refuse)
+        with pytest.raises(OSError, match="Access Denied"):
+            file.read()
+
+
+def test_a_store_that_tells_no_changes_fails_its_images_with_that_reason() -> None:
+    with pytest.raises(OSError, match="does not tell when an object was changed"):
+        object_status({"name": "a.jpg", "size": 3, "type": "file"})
+
+
+def refuse(*_arguments: Any, **_options: Any) -> Any:
+    raise PermissionError("Access Denied")
