@@ -27,8 +27,8 @@ class IngestRequest(BaseModel):
     source: str = Field(
         min_length=1,
         max_length=4096,
-        description="Folder with images, its absolute path on the machine of the worker; or the URL "
-        "of a place in an object store.",
+        description="Folder with images, its absolute path on the machine of the worker; or the "
+        "URL of a place in an object store.",
     )
     spec: str = Field(min_length=1, description="Name of a spec in the store.")
     precision: Precision = Field(
