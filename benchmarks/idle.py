@@ -21,6 +21,7 @@ from sqlalchemy import Engine, text
 from db.catalog import open_source
 from db.engine import make_engine, parse_url
 from db.specs import StoredSpec, get_spec
+from extractor.images import DEFAULT_MAX_PIXELS
 from flows.scan import scan
 from flows.sources import FolderSource
 from patchstore.bench import home as homes
@@ -84,7 +85,14 @@ def make_files(folder: Path, count: int) -> None:
 def fill(engine: Engine, spec: StoredSpec, folder: Path, sources: int, images: int) -> None:
     """Puts the folder and the other sources into the ledger, all as done."""
     source = FolderSource(str(folder))
-    scan(engine, source, open_source(engine, source.root), spec, threads=2)
+    scan(
+        engine,
+        source,
+        open_source(engine, source.root),
+        spec,
+        threads=2,
+        max_pixels=DEFAULT_MAX_PIXELS,
+    )
     for number in range(1, sources):
         add_images(engine, spec, f"idle:///{number}/", images)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

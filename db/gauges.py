@@ -21,6 +21,7 @@ REASONS = {
     "a file of the format%": "not_an_image",
     "the header claims%the file is corrupt": "corrupt",
     "the header claims%": "too_many_pixels",
+    "the file has%": "too_many_pixels",
     "decoding it needs more memory%": "too_many_pixels",
     "it begins as%": "corrupt",
     "it is cut off%": "corrupt",
@@ -41,7 +42,7 @@ class SourceGauges:
     Attributes:
         waiting: images that are pending or leased.
         oldest_s: since the longest pending one was queued, or last given back; 0 without any.
-        state: of the last run, one of RUN_STATES; a run that died counts as crashed at once.
+        state: of the last run, one of RUN_STATES; a run that died counts as crashed after a minute.
         started: Unix time of the last run's start.
         succeeded: Unix time of the end of the last run that went through, with or without errors.
     """

@@ -224,13 +224,22 @@ def lease_batch(
     return []
 
 
+def count_waiting(engine: Engine, spec: StoredSpec, source_id: int, run_id: int) -> int:
+    """How many images of a source a run may still lease; files with one content are one image."""
+    return int(_of_waiting("count(*)", engine, spec, source_id, run_id))
+
+
 def _is_waiting(engine: Engine, spec: StoredSpec, source_id: int, run_id: int) -> bool:
+    return bool(_of_waiting("1", engine, spec, source_id, run_id))
+
+
+def _of_waiting(what: str, engine: Engine, spec: StoredSpec, source_id: int, run_id: int) -> Any:
     with store_errors(), engine.connect() as connection:
         found = connection.execute(
-            text(f"SELECT EXISTS (SELECT FROM patchstore.extraction e WHERE {WAITING})"),
+            text(f"SELECT {what} FROM patchstore.extraction e WHERE {WAITING} LIMIT 1"),
             {"spec": spec.id, "source": source_id, "run": run_id},
         )
-        return bool(found.scalar_one())
+        return found.scalar()
 
 
 def _lease(

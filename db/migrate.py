@@ -34,6 +34,7 @@ def upgrade(url: URL, revision: str = "head") -> bool:
 
     Raises:
         ConfigurationError: no pgvector, one older than 0.8.4, or no right to create it.
+        SchemaError: a newer patchstore has made the schema.
     """
     engine = make_engine(url, vectors=False)
     try:
@@ -44,6 +45,10 @@ def upgrade(url: URL, revision: str = "head") -> bool:
             before = current_revision(connection)
             if before == head_revision():
                 return False
+            if before is not None and not _is_known(before):
+                raise SchemaError(
+                    f"the schema is at {before}, which a newer patchstore has made; update this one"
+                )
             command.upgrade(alembic_config(connection), revision)
             connection.commit()
             return True
@@ -117,9 +122,17 @@ def parse_version(version: str) -> tuple[int, ...]:
 
 def head_revision() -> str | None:
     """The revision that this code speaks."""
+    return _scripts().get_current_head()
+
+
+def _is_known(revision: str) -> bool:
+    return revision in {script.revision for script in _scripts().walk_revisions()}
+
+
+def _scripts() -> ScriptDirectory:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    return ScriptDirectory.from_config(config).get_current_head()
+    return ScriptDirectory.from_config(config)
 
 
 def current_revision(connection: Connection) -> str | None:

@@ -42,7 +42,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One ingest run, as recorded; one that died is `crashed` at once.
+    """One ingest run, as recorded; one that died is `crashed` after a minute.
 
     Attributes:
         summary: what it came to; while it runs at most `precision`, of a failed one `error`, the

@@ -65,4 +65,5 @@ class StoreSettings(BaseSettings):
 
     def resolved_home(self) -> Path:
         """`home` as an absolute path."""
-        return self.home.expanduser().resolve()
+        # Unlike pathlib's, it leaves the `~` of a person who does not exist.
+        return Path(os.path.expanduser(self.home)).resolve()  # noqa: PTH111

@@ -80,9 +80,10 @@ def _grey_range(image: Image.Image) -> _Range:
     """Which values of wide grey become black and white."""
     if image.mode.startswith("I;16"):
         return 0.0, 65535.0
-    values = (_finite(band)[0] for _, band in _bands(image))
-    extremes = [(float(each.min()), float(each.max())) for each in values]
-    lowest, highest = min(low for low, _ in extremes), max(high for _, high in extremes)
+    numbers = (values[finite] for values, finite in (_finite(band) for _, band in _bands(image)))
+    extremes = [(float(each.min()), float(each.max())) for each in numbers if each.size]
+    lowest = min((low for low, _ in extremes), default=0.0)
+    highest = max((high for _, high in extremes), default=0.0)
     usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
     for top in usual:
         if lowest >= 0 and highest <= top:

@@ -191,7 +191,7 @@ def _check_scales(patch_size: int, scales: Sequence[float]) -> None:
                 f"scale {scale} makes of patch_size {patch_size} a window of "
                 f"{patch_size / scale:g} pixels; give a scale nearer to 1"
             )
-    if len(set(scales)) < len(scales):
+    if len(set(map(np.float32, scales))) < len(scales):  # as which they are stored
         raise SpecError(f"scales are {tuple(scales)}; give each scale once")
 
 

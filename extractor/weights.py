@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum, get_model_weights
 
 from .errors import SpecError, WeightsError, one_line
+from .uris import absolute
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def find_weights(backbone: str, weights: str) -> WeightsSource:
     if name in enum.__members__:  # DEFAULT is an alias; its value knows the real name
         entry = enum[name]
         return WeightsSource(entry.name, entry.name, entry=entry)
-    path = Path(weights).expanduser()
+    path = absolute(weights)
     if path.is_file():
         return WeightsSource(path.name, str(path.resolve()), path=path.resolve())
     raise WeightsError(

@@ -30,7 +30,7 @@ from extractor.files import file_status
 
 from .artifacts import publish_values
 from .environment import let_libraries_log
-from .naming import named
+from .naming import COMPLETED_WITH_ERRORS, named
 from .progress import listener
 
 MIN_RECALL = 0.95  # of the 10 nearest; a sound index has 0.99
@@ -114,7 +114,7 @@ def audit(request: AuditRequest) -> State[AuditReport]:
     publish_values("audit", f"Audit of spec `{stored.name}`", report.as_json() | problems)
     if report.problems:
         return Completed(
-            name="CompletedWithErrors", message="; ".join(report.problems), data=report
+            name=COMPLETED_WITH_ERRORS, message="; ".join(report.problems), data=report
         )
     return Completed(message="nothing is wrong", data=report)
 

@@ -16,7 +16,7 @@ from db.ledger import Lease, fail_image, release_image
 from db.specs import StoredSpec
 from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
-from extractor.errors import Abandoned, ImageError
+from extractor.errors import Abandoned, ImageError, one_line
 from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import FeatureSpec
@@ -106,7 +106,7 @@ def compute_features(batch: Batch, extract: Extract, sheet: ContactSheet) -> int
             batch.features[image_id] = result
             sheet.offer(batch.decoded[image_id].pixels, result.boxes)
         else:
-            batch.failed[image_id] = str(result)
+            batch.failed[image_id] = one_line(result, 500)
     batch.decoded.clear()
     batch.computed_at = time.monotonic()
     return sum(len(features.boxes) for features in batch.features.values())

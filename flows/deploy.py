@@ -22,6 +22,7 @@ from prefect.utilities.urls import url_for
 from prefect.workers.process import ProcessWorker
 
 from .errors import PrefectApiError
+from .naming import COMPLETED_WITH_ERRORS
 from .plans import Plan
 from .settings import FlowSettings
 
@@ -32,7 +33,7 @@ SIGN_OF_LIFE = "prefect.flow-run.heartbeat"
 # The names of final states, our own included. Prefect 3.8 hands the states of scheduled runs to
 # automations up to 15 minutes late; ours then tries to crash a run that has ended, and the server
 # refuses.
-ENDS = {"Completed", "CompletedWithErrors", "Failed", "Crashed", "Cancelled"}
+ENDS = {"Completed", COMPLETED_WITH_ERRORS, "Failed", "Crashed", "Cancelled"}
 
 
 def deploy(client: SyncPrefectClient, plan: Plan, pool: str) -> str:

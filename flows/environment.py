@@ -37,11 +37,9 @@ def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
     Returns:
         The local server, perhaps not up yet; None where `PREFECT_API_URL` names one.
     """
-    # Also for the processes started from here: a run of a worker has a folder of its own.
-    load_dotenv(".env")
+    local = configured_api() is None
     os.environ["PATCHSTORE_HOME"] = str(home)
     folder = prefect_home(home)
-    local = configured_api() is None
     defaults = DEFAULTS | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": console}
     # When the API is away, it is said once, and not again for each line of the log and each event.
     logging.raiseExceptions = False
@@ -61,7 +59,9 @@ def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
 
 
 def configured_api() -> str | None:
-    """The Prefect API that the user has set; None where the home's own is used."""
+    """The Prefect API that the user has set, perhaps in `.env`; None: the home's own is used."""
+    # Also for the processes started from here: a run of a worker has a folder of its own.
+    load_dotenv(".env")
     return os.environ.get("PREFECT_API_URL") or None
 
 

@@ -23,6 +23,7 @@ from db.catalog import ScanCounts, open_source
 from db.errors import StoreError
 from db.ledger import (
     LeaseLimits,
+    count_waiting,
     finish_run,
     give_back,
     note_precision,
@@ -47,7 +48,7 @@ from .gpu import gpu_slot
 from .heartbeat import Heartbeat
 from .indexing import keep_index
 from .live import LiveProgress
-from .naming import named
+from .naming import COMPLETED_WITH_ERRORS, named
 from .progress import Listener, Summary, listener
 from .request import IngestRequest, Precision
 from .scan import scan
@@ -129,7 +130,7 @@ def ingest(request: IngestRequest) -> State[Any]:
         raise
     publish(folder.root, stored.name, summary, failed, run.tally)
     ears.finished(summary)
-    name = "CompletedWithErrors" if summary.is_troubled else "Completed"
+    name = COMPLETED_WITH_ERRORS if summary.is_troubled else "Completed"
     return Completed(name=name, message=outcome(summary))
 
 
@@ -144,13 +145,14 @@ def _ingest(run: _Run, request: IngestRequest) -> Summary:
             run.source_id,
             run.stored,
             threads,
+            max_pixels=ExtractorSettings().max_pixels,
             allow_empty=request.allow_empty,
         )
     found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
     get_run_logger().info("scanned %s: %s", run.folder.root, found)
     reclaim(run.engine, run.stored, StoreSettings().max_attempts)
     summary = _summary(counts, run.folder)
-    if pending := run.standing()["pending"]:
+    if pending := count_waiting(run.engine, run.stored, run.source_id, run.id):
         _compute_pending(run, summary, pending, request.precision)
     if request.build_index:
         with clock.timed("index"):

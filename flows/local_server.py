@@ -66,7 +66,8 @@ class LocalServer:
         """Waits until it answers. Raises FlowError, naming its log."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.is_healthy():
-            if time.monotonic() > deadline or not _is_alive(_read(self._folder).get("pid")):
+            pid = _read(self._folder).get("pid")
+            if time.monotonic() > deadline or not _is_alive(pid, self._folder):
                 raise FlowError(
                     f"the local Prefect server did not start; see {self._folder / 'server.log'}, "
                     "or set PREFECT_API_URL to a server of your own"
@@ -82,7 +83,7 @@ def ensure(folder: Path) -> LocalServer:
         fcntl.flock(_in_use[folder], fcntl.LOCK_SH)
     with _exclusively(folder / "server.lock"):
         known = _read(folder)
-        if _is_alive(known.get("pid")):
+        if _is_alive(known.get("pid"), folder):
             return LocalServer(folder, known["port"])
         # It is handed over listening: another program might take a port that is free until then.
         listener = socket.create_server(("127.0.0.1", 0))
@@ -111,12 +112,12 @@ def stop(folder: Path) -> bool:
         return False
     with _exclusively(folder / "server.lock"):
         pid = _read(folder).get("pid")
-        if not _is_alive(pid):
+        if not _is_alive(pid, folder):
             return False
         with suppress(ProcessLookupError):
             os.kill(int(pid or 0), signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while _is_alive(pid) and time.monotonic() < deadline:
+        while _is_alive(pid, folder) and time.monotonic() < deadline:
             time.sleep(0.05)
         (folder / "server.json").unlink(missing_ok=True)
     return True
@@ -199,8 +200,8 @@ def _read(folder: Path) -> dict[str, int]:
     return known
 
 
-def _is_alive(pid: int | None) -> bool:
-    """Whether that process is still our server: numbers are given out again."""
+def _is_alive(pid: int | None, folder: Path) -> bool:
+    """Whether that process is still this folder's server: numbers are given out again."""
     if pid is None:
         return False
     for _ in range(EXEC_TRIES):
@@ -211,7 +212,7 @@ def _is_alive(pid: int | None) -> bool:
         except (FileNotFoundError, ProcessLookupError):  # the latter if it goes as it is read
             return Path("/proc").is_dir() is False and _answers_signal(pid)
         if command:
-            return MODULE.encode() in command
+            return {MODULE.encode(), os.fsencode(folder)} <= set(command.split(b"\0"))
         # Empty while the kernel puts the new program in its place, and from the moment that it
         # begins to end one: only then a zombie, which stays so.
         time.sleep(0.02)

@@ -1,6 +1,8 @@
-"""What flow runs are called: what, about what, when."""
+"""What flow runs are called: what, about what, when; and how some of them end."""
 
 from datetime import datetime
+
+COMPLETED_WITH_ERRORS = "CompletedWithErrors"  # a run that leaves something to a person
 
 
 def named(flow: str, about: str = "") -> str:

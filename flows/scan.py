@@ -40,6 +40,7 @@ def scan(
     spec: StoredSpec,
     threads: int,
     *,
+    max_pixels: int,
     allow_empty: bool = False,
 ) -> ScanCounts:
     """Brings locations and ledger up to date with the source; reads no pixel.
@@ -59,10 +60,8 @@ def scan(
                 counts.found += len(unchanged)
                 counts.unchanged += len(unchanged)
             same = set(unchanged)
-            seen = list(
-                pool.map(lambda f: look(source, f), (f for f in files if f.uri not in same))
-            )
-            if seen:
+            others = (file for file in files if file.uri not in same)
+            if seen := list(pool.map(lambda file: look(source, file, max_pixels), others)):
                 add(counts, record_files(engine, source_id, spec, seen, started))
     if not counts.found and not allow_empty:
         note_emptied(engine, source, source_id)
@@ -108,7 +107,7 @@ def is_unchanged(file: FoundFile, known: KnownFile | None) -> bool:
     )
 
 
-def look(source: Source, file: FoundFile) -> SeenFile:
+def look(source: Source, file: FoundFile, max_pixels: int) -> SeenFile:
     """Reads a file for its digest and the size in its header, in little memory."""
     if file.error is not None:
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=file.error)
@@ -116,17 +115,17 @@ def look(source: Source, file: FoundFile) -> SeenFile:
         with source.open(file.uri) as content:
             digest = hashlib.file_digest(content, "sha256").digest()
             size_bytes = content.tell()
-            width, height = header_size(content)
+            width, height = header_size(content, max_pixels)
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=reason)
     return SeenFile(file.uri, size_bytes, file.mark, digest, width, height)
 
 
-def header_size(content: BinaryIO) -> tuple[int | None, int | None]:
-    """Width and height by the header; unknown where it is broken: reading will say why."""
+def header_size(content: BinaryIO, max_pixels: int) -> tuple[int | None, int | None]:
+    """Width and height by the header; unknown where reading will say why it is broken."""
     try:
-        return read_size(content)
+        return read_size(content, max_pixels=max_pixels)
     except ImageError:
         return None, None
 

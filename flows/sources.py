@@ -2,6 +2,7 @@
 
 import mimetypes
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -26,8 +27,11 @@ from .errors import SourceError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-# First bytes of the formats that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"RIFF", b"BM")
+# How the formats begin that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
+MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0", re.DOTALL
+)
+MAGIC_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ class StoreSource(Source):
         try:
             if is_image is None and entry.get("size") != 0:
                 with storage_errors():
-                    is_image = self._store.cat_file(path, start=0, end=4).startswith(MAGIC)
+                    is_image = begins_as_image(self._store.cat_file(path, start=0, end=MAGIC_BYTES))
             status = object_status(entry)
         except OSError as error:
             yield _unreadable(uri, error, doubtful=is_image is None)
@@ -233,6 +237,11 @@ def is_image_by_suffix(name: PurePath) -> bool | None:
     return suffix in image_suffixes() or kind.startswith("image/")
 
 
+def begins_as_image(start: bytes) -> bool:
+    """Whether a file that begins so is an image of a common format."""
+    return MAGIC.match(start) is not None
+
+
 def looks_like_image(path: Path) -> bool:
     """Whether a file counts as an image: by its suffix, or by its first bytes if it has none.
 
@@ -245,7 +254,7 @@ def looks_like_image(path: Path) -> bool:
         if not path.is_file():
             return False
         with path.open("rb") as file:
-            return file.read(4).startswith(MAGIC)
+            return begins_as_image(file.read(MAGIC_BYTES))
     except FileNotFoundError:  # gone since it was listed
         return False
 

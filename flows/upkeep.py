@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Engine
 
 from db.catalog import list_sources, queue_known
-from db.index import churn, drop_leftovers, is_indexed, is_outgrown
+from db.index import churn, drop_leftovers, is_due, is_indexed, is_outgrown
 from db.prune import count_vanished, prune_records
 from db.prune import prune as prune_store
 from db.reports import SourceStatus, status
@@ -25,7 +25,7 @@ from .environment import let_libraries_log
 from .errors import BackfillError, FlowError, SourceError
 from .indexing import keep_index, renew_index
 from .ingest import ingest
-from .naming import named
+from .naming import COMPLETED_WITH_ERRORS, named
 from .progress import listener
 from .request import IngestRequest
 from .sources import root_of
@@ -83,11 +83,17 @@ class ReindexReport:
 
 @dataclass
 class BackfillReport:
-    """Where the sources stand under the spec."""
+    """Where the sources stand under the spec.
+
+    Attributes:
+        queued: images that the spec lacked.
+        incomplete: sources of which images failed, or a folder could not be listed.
+    """
 
     spec: str
     queued: int = 0
     sources: list[SourceStatus] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
@@ -124,8 +130,9 @@ def reindex(request: ReindexRequest) -> State[ReindexReport]:
 def _reindex(engine: Engine, stored: StoredSpec, *, only_if_needed: bool) -> ReindexReport:
     leftovers = drop_leftovers(engine, stored)
     if not is_indexed(engine, stored):
-        built = keep_index(engine, stored)
-        return ReindexReport(stored.name, None, "built" if built else "not needed", leftovers)
+        due = is_due(engine, stored, StoreSettings().index_threshold)
+        outcome = "not needed" if not due else "built" if keep_index(engine, stored) else "busy"
+        return ReindexReport(stored.name, None, outcome, leftovers)
     share, outgrown = churn(engine, stored), is_outgrown(engine, stored)
     if only_if_needed and not outgrown and share <= StoreSettings().reindex_churn:
         return ReindexReport(stored.name, share, "not needed", leftovers)
@@ -167,7 +174,7 @@ def backfill(request: BackfillRequest) -> State[BackfillReport]:
     stored = get_spec(engine, request.spec)
     sources = _sources(engine, request.sources)
     report = BackfillReport(stored.name, queue_known(engine, stored, list(sources.values())))
-    troubled = [trouble for root in sources if (trouble := _ingest(root, stored))]
+    troubled = [trouble for root in sources if (trouble := _ingest(root, stored, report))]
     keep_index(engine, stored)
     report.sources = [s for s in status(engine, spec=stored.name) if s.source in sources]
     for source in report.sources:
@@ -180,7 +187,7 @@ def backfill(request: BackfillRequest) -> State[BackfillReport]:
             report,
         )
     message = f"{report.failed} failed, {report.pending} pending"
-    name = "CompletedWithErrors" if report.failed or report.pending else "Completed"
+    name = COMPLETED_WITH_ERRORS if report.incomplete or report.pending else "Completed"
     return Completed(name=name, message=message, data=report)
 
 
@@ -198,11 +205,12 @@ def _sources(engine: Engine, folders: list[str]) -> dict[str, int]:
     return {root: known[root] for root in wanted}
 
 
-def _ingest(root: str, stored: StoredSpec) -> str | None:
+def _ingest(root: str, stored: StoredSpec, report: BackfillReport) -> str | None:
     """Ingests a source in a run of its own; returns what went wrong, if anything did."""
     request = IngestRequest(source=root, spec=stored.name, build_index=False)
     state: Any = ingest(request, return_state=True)
     if state.is_completed():
+        report.incomplete += [root] * (state.name == COMPLETED_WITH_ERRORS)
         return None
     error = state.result(raise_on_failure=False)
     return str(error) if isinstance(error, FlowError) else f"{root}: {error}"

@@ -20,6 +20,7 @@ PatchstoreError
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import partial
@@ -312,7 +313,8 @@ def _problem(response: httpx.Response, otherwise: str) -> ProblemError:
     """The error of a response; a proxy's page has no rule and no id."""
     told: Any = {"detail": " ".join(response.text.split())[:200]}
     if response.headers.get("Content-Type", "").startswith("application/problem+json"):
-        told = response.json()
+        with suppress(ValueError):
+            told = response.json()
     words = (str(told.get(name, "")) for name in ("rule", "title", "detail", "request_id"))
     rule, title, detail, request_id = words
     wait = response.headers.get("Retry-After", "")

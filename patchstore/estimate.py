@@ -17,6 +17,7 @@ from db.catalog import (
     known_files,
     live_files,
 )
+from db.index import count_rows
 from db.reports import source_id
 from db.settings import StoreSettings
 from db.specs import StoredSpec
@@ -94,7 +95,8 @@ def estimate(
     patches = sum(sizes)
     readable = [file for (file, _), count in zip(found.due, sizes, strict=True) if count]
     rate = _measure(engine, stored, source, readable, precision) if readable else 0.0
-    rows = estimate_bytes(stored.dim, patches, index_threshold=StoreSettings().index_threshold)
+    unindexed = max(0, StoreSettings().index_threshold - count_rows(engine, stored))
+    rows = estimate_bytes(stored.dim, patches, index_threshold=unindexed)
     return Plan(
         **asdict(found.counts),
         images=len(found.due),
@@ -127,6 +129,7 @@ def _survey(engine: Engine, stored: StoredSpec, source: Source, *, allow_empty: 
     """What `flows.scan` would find, without recording it."""
     found = _Survey()
     known_source = source_id(engine, source.root)
+    max_pixels = ExtractorSettings().max_pixels
     covered: set[bytes] = set()  # contents that are computed, or counted
     for chunk in chunks(source.files(), CHUNK):
         known: dict[str, KnownFile] = {}
@@ -137,7 +140,8 @@ def _survey(engine: Engine, stored: StoredSpec, source: Source, *, allow_empty: 
             due = files_due(engine, known_source, stored, uris)
         images = images_of(source, chunk, known)
         same = {file.uri for file in images if is_unchanged(file, known.get(file.uri))}
-        looked = [(f, look(source, f)) for f in images if f.uri in due or f.uri not in same]
+        due |= {file.uri for file in images} - same
+        looked = [(file, look(source, file, max_pixels)) for file in images if file.uri in due]
         differing = [seen for _, seen in looked if seen.uri not in same]
         add(found.counts, ScanCounts(found=len(same), unchanged=len(same)))
         add(found.counts, compare_files(engine, known_source, differing))

@@ -107,7 +107,8 @@ def _value(cell: str) -> Any:
     except (ValueError, RecursionError):
         return cell
     # What JSON cannot write, such as NaN, stays the word that it is.
-    return value if isinstance(value, int | float) and math.isfinite(value) else cell
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_number else cell
 
 
 def _checked(

@@ -320,7 +320,7 @@ def read_vector(path: Path) -> Vectors:
         vector = np.load(path, allow_pickle=False)
     except OSError as error:
         raise QuestionError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # numpy promises no closed list for damaged files
         raise QuestionError(f"{path} is not a .npy file with one vector") from error
     if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype.kind not in "fiu":
         raise QuestionError(f"{path} does not hold one vector of numbers, shape (D,)")

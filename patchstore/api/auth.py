@@ -43,7 +43,7 @@ def parse_tokens(text: str) -> list[Token]:
 
     Raises:
         PatchstoreError: an entry that is not of this form, or has the token of another; says which,
-            never its token.
+            never its token. No entry at all where it is set.
     """
     tokens: dict[bytes, Token] = {}
     for number, entry in enumerate(text.replace(",", " ").split(), start=1):
@@ -54,6 +54,8 @@ def parse_tokens(text: str) -> list[Token]:
                 "a token has one scope and one end"
             )
         tokens[token.digest] = token
+    if text and not tokens:  # what leaves a template of empty secrets opens the service to nobody
+        raise PatchstoreError("PATCHSTORE_API_TOKENS holds no token; unset it, or give one")
     return list(tokens.values())
 
 

@@ -56,6 +56,7 @@ class Service:
         self._lock = threading.Lock()
         # More threads than connections would only wait for one, but decode in the meantime.
         self._threads = ThreadPoolExecutor(2 * settings.api_connections, "question")
+        self._prober = ThreadPoolExecutor(1, "probe")  # questions that wait say nothing of health
         self._in_hand = 0
         self._probe: Future[str] | None = None
 
@@ -83,7 +84,7 @@ class Service:
         Only one asks at a time, however many want to know: each would keep a connection.
         """
         if self._probe is None or self._probe.done():
-            self._probe = self._threads.submit(ask, self.engine)
+            self._probe = self._prober.submit(ask, self.engine)
         try:
             async with asyncio.timeout(PROBE_S):
                 return await asyncio.shield(asyncio.wrap_future(self._probe))
@@ -107,6 +108,7 @@ class Service:
     def close(self) -> None:
         """Ends the network's thread and lets go of the database; nothing new is begun."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._prober.shutdown(wait=False, cancel_futures=True)
         self.embedder.close()
         self.metrics.close()
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from extractor.device import choose_device
+from extractor.settings import ExtractorSettings
 
 RAPL = Path("/sys/class/powercap")
 
@@ -28,8 +29,9 @@ class Energy:
 
 def _counters() -> dict[str, tuple[float, float]]:
     """Joules and where the counter begins anew, by its name."""
-    if choose_device().type == "cuda":
-        return _gpu_counter()
+    device = choose_device(ExtractorSettings().device)
+    if device.type == "cuda":
+        return _gpu_counter(device.index or 0)
     found = {}
     for zone in RAPL.glob("intel-rapl:?"):
         try:
@@ -43,12 +45,12 @@ def _counters() -> dict[str, tuple[float, float]]:
     return found
 
 
-def _gpu_counter() -> dict[str, tuple[float, float]]:
+def _gpu_counter(index: int) -> dict[str, tuple[float, float]]:
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(choose_device().index or 0)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         return {"gpu": (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, 0.0)}
     except Exception:  # not installed, or a driver that does not tell
         return {}

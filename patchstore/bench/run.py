@@ -230,6 +230,7 @@ def _draw_stride(exact: Row, bench: Bench, pictures: Pictures, file: Path) -> No
         )
         for part in PARTS
     ]
+    part_of = {size // part: part for part in PARTS}  # a stride may have failed
     curves = [
         Curve(
             f"exact, {exact.way} (its patches/s)",
@@ -239,7 +240,7 @@ def _draw_stride(exact: Row, bench: Bench, pictures: Pictures, file: Path) -> No
         ),
         Curve(
             f"dense, {bench.dense[0].way}",
-            PARTS[: len(bench.dense)],
+            [part_of[row.stride] for row in bench.dense if row.stride],
             [row.seconds / megapixels for row in bench.dense],
         ),
     ]

@@ -30,7 +30,7 @@ def serve(
     from patchstore.store import open_store
 
     settings = ServeSettings()
-    if not _is_loopback(host) and not settings.api_tokens.get_secret_value().strip():
+    if not _is_loopback(host) and not settings.api_tokens.get_secret_value():
         raise PatchstoreError(
             f"--host {host} would let everybody who reaches this machine ask; set "
             "PATCHSTORE_API_TOKENS (such as read:$(openssl rand -hex 32)), or listen on 127.0.0.1"

@@ -71,6 +71,7 @@ def reindex(
     ] = False,
 ) -> None:
     """Build a spec's index anew, while searches go on by the old one. Safe to kill and repeat."""
+    from db.metric import MAX_INDEXED_DIM
     from db.settings import StoreSettings
     from patchstore.store import spec_for_search
 
@@ -84,7 +85,10 @@ def reindex(
     few = ""
     if report.churn is None and report.outcome == "not needed":
         least = StoreSettings().index_threshold
-        few = f", it is built from {least:,} patches on (PATCHSTORE_INDEX_THRESHOLD)"
+        few = (
+            f", it is built from {least:,} patches on (PATCHSTORE_INDEX_THRESHOLD), "
+            f"of {MAX_INDEXED_DIM:,} dimensions at most"
+        )
     say(f"index of {name}: {report.outcome}{churn}{outgrown}{few} ({report.seconds:.1f} s)")
     if report.leftovers:
         say(f"indexes that killed runs had left, now dropped: {report.leftovers}")
@@ -142,6 +146,9 @@ def backfill(
     _print_sources(report)
     if report.failed:
         say(f"each failure: patchstore failures --spec {name}")
+    elif report.incomplete:
+        say(f"not listed as a whole: {', '.join(report.incomplete)}; patchstore ingest tells why")
+    if report.incomplete:
         raise SystemExit(SOME_IMAGES_FAILED)
     if not report.pending:
         say(f"next: patchstore spec promote {name} --as ALIAS")

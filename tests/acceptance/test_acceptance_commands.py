@@ -347,8 +347,8 @@ from importlib import import_module
 main = import_module("patchstore.cli.main")  # whose package has a function of that name
 
 def work():
-    print("up", flush=True)
     try:
+        print("up", flush=True)
         time.sleep(60)
     finally:
         print("ending", flush=True)
@@ -446,6 +446,7 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         (["search", "--image", "{picture}", "--region", "9,9,0,40"], "0 x 40 pixels of {picture}"),
         (["search", "--image", "{text}"], "text.txt: "),
         (["search", "--vector", "{text}"], "is not a .npy file with one vector"),
+        (["search", "--vector", "{torn}"], "is not a .npy file with one vector"),
         *[
             (["search", "--image", "{picture}", "--k", k, *way], f"k is {k}, expected 1 to 10000")
             for k in ("0", "-3", "10001")
@@ -460,6 +461,7 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         (["export", "--spec", "tiny", "--to", "m.csv"], "must end in .npz or .parquet"),
         (["spec", "add", "x", "--backbone", "resnet19"], "resnet19"),
         (["spec", "add", "x", "--weights", "gone.pth"], "gone.pth"),
+        (["spec", "add", "x", "--weights", "~nobody-of-this-name/w.pth"], "neither a file"),
         (["spec", "add", "x", "--weights", "random:1", "--stride", "0"], "stride"),
         (["spec", "add", "x", "--weights", "random:1", "--edge", "wrap"], "wrap"),
         (["spec", "add", "", "--weights", "random:1"], "'' is no name of a spec"),
@@ -487,7 +489,10 @@ def test_a_mistake_is_one_line_that_names_it(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("words")
+    torn = tmp_path / "torn.npy"
+    torn.write_bytes(b"PK\x03\x04 and no more")
     values = {"folder": str(folder), "picture": str(paint("a.png")), "text": str(text)}
+    values["torn"] = str(torn)
     failed = command(*(argument.format(**values) for argument in arguments))
     assert failed.code == 1
     assert failed.out == ""

@@ -12,7 +12,9 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
+from db import browse
 from db.engine import make_engine
+from db.errors import NotFound
 from patchstore.api import embedder, health, service
 from patchstore.api.auth import parse_tokens, warn_of_expired
 from patchstore.api.problems import RULES
@@ -108,6 +110,8 @@ def test_the_description_says_that_a_token_is_needed(guarded, http) -> None:
         ("read:short", "a token of 5 characters"),
         (f"read:{READ}@soon", "'soon', which is no date"),
         (f"read:{READ} read:", "entry 2 of PATCHSTORE_API_TOKENS"),
+        (",", "holds no token; unset it, or give one"),
+        (" ", "holds no token; unset it, or give one"),
         (f"read:{READ} admin:{READ}", "entry 2 of PATCHSTORE_API_TOKENS has the token of an earl"),
     ],
 )
@@ -262,6 +266,26 @@ def test_a_database_that_says_nothing_is_not_waited_for_and_asked_once(
         wait_until(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 200)
     assert {answer.status_code for answer in silent} == {503}
     assert "does not answer within" in silent[0].json()["database"]
+
+
+def test_questions_that_wait_do_not_make_the_database_silent(
+    shelf, serve, monkeypatch, wait_until
+) -> None:
+    with serve(shelf.engine, ServeSettings(api_connections=1)) as url:
+        held, waiting = threading.Event(), []
+
+        def wait(*_arguments: object) -> None:
+            waiting.append(1)
+            assert held.wait(60)
+            raise NotFound("no image", "image_unknown")
+
+        monkeypatch.setattr(browse, "get_image", wait)
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(httpx.get, f"{url}/v1/images/1", timeout=60) for _ in range(2)]
+            wait_until(lambda: len(waiting) == 2)
+            assert httpx.get(f"{url}/readyz", timeout=60).status_code == 200
+            held.set()
+            assert {each.result().status_code for each in asked} == {404}
 
 
 @pytest.fixture

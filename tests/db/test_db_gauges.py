@@ -14,7 +14,7 @@ from db.ledger import fail_image, finish_run
 from db.prune import prune
 from extractor.errors import ImageError
 from extractor.grid import make_grid
-from extractor.images import read_image
+from extractor.images import read_content, read_image
 
 
 @pytest.fixture
@@ -159,6 +159,14 @@ def test_failed_images_are_counted_by_the_kind_of_reason(store, spec, kind):
     failed = read_gauges(store.engine).failed
     assert {key: count for key, count in failed.items() if count} == {("tiny", kind): 1}
     assert {key[1] for key in failed} == {*REAL_REASONS, *OTHER_REASONS}
+
+
+def test_a_file_of_more_bytes_than_an_image_takes_has_too_many_pixels(store, spec):
+    reason = reason_of(lambda: read_content(io.BytesIO(bytes(1601)), max_pixels=100))
+    store.scan(spec, {"a": "1"})
+    (lease,) = store.lease(spec)
+    fail_image(store.engine, lease, reason)
+    assert read_gauges(store.engine).failed["tiny", "too_many_pixels"] == 1
 
 
 def test_a_failed_image_that_nobody_shows_any_more_is_not_counted(store, spec):

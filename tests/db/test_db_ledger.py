@@ -88,6 +88,14 @@ def test_a_run_gets_an_image_at_most_once(store, spec):
     assert len(store.lease(spec)) == 1
 
 
+def test_files_with_one_content_are_one_image_that_waits(store, spec):
+    store.scan(spec, {"a": "1", "b": "1", "c": "2"})
+    run, source = store.run(spec), store.source()
+    assert ledger.count_waiting(store.engine, spec, source, run) == 2
+    store.lease(spec, run, images=1)
+    assert ledger.count_waiting(store.engine, spec, source, run) == 1
+
+
 def test_images_that_were_tried_least_come_first(store, spec):
     store.scan(spec, files(3))
     (first,) = store.lease(spec, images=1)

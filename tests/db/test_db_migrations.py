@@ -181,6 +181,12 @@ def test_another_revision_is_named(database, connect):
         check_schema(connection)
 
 
+def test_a_schema_that_a_newer_patchstore_has_made_is_left_alone(database):
+    query(database, "UPDATE patchstore.alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match=r"schema is at 9999, which a newer patchstore has made"):
+        upgrade(database)
+
+
 def test_a_database_without_pgvector_says_what_to_run(empty_database):
     engine = make_engine(empty_database)
     with pytest.raises(SchemaError, match=r"no pgvector.*patchstore db upgrade"):

@@ -129,6 +129,7 @@ def test_an_image_smaller_than_a_patch_is_said_to_be():
         ({"scales": (float("inf"),)}, "scale is inf"),
         ({"scales": (1e9,)}, "window of"),
         ({"scales": (1.0, 1.0)}, "each scale once"),
+        ({"scales": (0.5, 0.50000001)}, "each scale once"),
     ],
 )
 def test_a_geometry_that_cannot_work_is_refused_by_its_value(change, says):

@@ -151,6 +151,8 @@ def test_a_transparent_value_of_sixteen_bits_is_white():
         ([-1.0, 0.0, 1.0], [0, 128, 255]),
         ([-3e38, 0.0, 3e38], [0, 128, 255]),
         ([np.nan, np.inf, 1.0], [0, 0, 255]),
+        ([np.nan, 1e5, 2e5], [0, 0, 255]),
+        ([np.nan, np.inf, np.nan], [0, 0, 0]),
         ([7e9, 7e9, 7e9], [0, 0, 0]),
     ],
 )

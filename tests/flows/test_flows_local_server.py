@@ -66,7 +66,7 @@ sys.stdin.read()
 
 def start(code: str, argument: Path) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(argument)],
+        [sys.executable, "-c", code, str(argument), local_server.MODULE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -94,14 +94,23 @@ def test_a_number_that_another_process_has_now_is_not_our_server(idle_server: Pa
     assert local_server.stop(idle_server) is False
 
 
+def test_another_homes_server_that_has_the_number_now_is_not_ours(
+    idle_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = f"python\0-m\0{local_server.MODULE}\0/home/theirs\0".encode()
+    monkeypatch.setattr(Path, "read_bytes", lambda _path: theirs)
+    assert local_server._is_alive(os.getpid(), Path("/home/theirs")) is True
+    assert local_server._is_alive(os.getpid(), idle_server) is False
+
+
 @pytest.mark.parametrize(("left", "alive"), [(2, True), (10_000, False)])
 def test_a_server_whose_program_is_just_being_loaded_is_alive_and_a_zombie_is_not(
     monkeypatch: pytest.MonkeyPatch, left: int, alive: bool
 ) -> None:
-    lines = chain([b""] * left, repeat(local_server.MODULE.encode()))
+    lines = chain([b""] * left, repeat(f"python\0{local_server.MODULE}\0/home/prefect\0".encode()))
     monkeypatch.setattr(Path, "read_bytes", lambda _path: next(lines))
     monkeypatch.setattr(local_server, "time", SimpleNamespace(sleep=lambda _seconds: None))
-    assert local_server._is_alive(os.getpid()) is alive
+    assert local_server._is_alive(os.getpid(), Path("/home/prefect")) is alive
 
 
 def test_a_server_that_ends_while_it_is_looked_at_stays_no_zombie(
@@ -116,7 +125,7 @@ def test_a_server_that_ends_while_it_is_looked_at_stays_no_zombie(
         return b""  # as the kernel says of a process that is about to end
 
     monkeypatch.setattr(Path, "read_bytes", end_it)
-    assert local_server._is_alive(server.pid) is False
+    assert local_server._is_alive(server.pid, Path("/home/prefect")) is False
     assert not Path(f"/proc/{server.pid}").exists()
     server.communicate()
 

@@ -4,10 +4,11 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from extractor.images import read_size
+from extractor.images import DEFAULT_MAX_PIXELS, read_size
 from extractor.uris import path_of, uri_of
 from flows.errors import SourceError
 from flows.scan import look
@@ -42,8 +43,15 @@ def test_an_image_that_no_decoder_reads_counts_so_that_it_can_fail_with_a_reason
 
 def test_a_file_without_suffix_counts_by_its_first_bytes(folder: Path) -> None:
     (folder / "scan0001").write_bytes(b"\xff\xd8\xff\xe0rest")
-    (folder / "Makefile").write_bytes(b"all:\n")
-    assert names(FolderSource(folder)) == ["scan0001"]
+    for name, content in {
+        "Makefile": b"all:\n",
+        "letter": b"BM of today: all is well",
+        "sound": b"RIFF\x24\0\0\0WAVEfmt ",
+    }.items():
+        (folder / name).write_bytes(content)
+    (folder / "web0001").write_bytes(b"RIFF\x24\0\0\0WEBPVP8 ")
+    (folder / "bmp0001").write_bytes(b"BM\x36\0\0\0\0\0\0\0\x36\0\0\0")
+    assert names(FolderSource(folder)) == ["bmp0001", "scan0001", "web0001"]
 
 
 def test_a_dangling_link_is_reported_and_not_dropped(folder: Path) -> None:
@@ -117,6 +125,14 @@ def test_an_unlisted_folder_whose_name_is_no_text_is_named_by_its_uri(folder: Pa
     assert source.unlisted == ["file:///photos/caf%E9: Permission denied"]
 
 
+def test_the_size_of_an_image_is_known_where_the_limit_allows_it(folder: Path, paint: Any) -> None:
+    paint("a.png")
+    source = FolderSource(folder)
+    (file,) = source.files()
+    sizes = [look(source, file, most).width for most in (96 * 80 - 1, 96 * 80)]
+    assert sizes == [None, 96]
+
+
 def test_a_file_is_looked_at_without_holding_it_in_memory(
     folder: Path, paint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +140,6 @@ def test_a_file_is_looked_at_without_holding_it_in_memory(
     monkeypatch.setattr(FolderSource, "read", None)
     source = FolderSource(folder)
     (file,) = source.files()
-    seen = look(source, file)
+    seen = look(source, file, DEFAULT_MAX_PIXELS)
     assert (seen.sha256, seen.size_bytes) == (hashlib.sha256(content).digest(), len(content))
     assert (seen.width, seen.height) == read_size(content)

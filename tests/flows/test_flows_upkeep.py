@@ -181,6 +181,9 @@ def test_reindex_builds_what_is_missing_and_rebuilds_what_has_churned(
 
     assert outcome() == "not needed"
     monkeypatch.setenv("PATCHSTORE_INDEX_THRESHOLD", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.upkeep.keep_index", lambda *_arguments: False)  # another one builds
+        assert outcome() == "busy"
     assert outcome() == "built"
     assert outcome() == "not needed"
     change(
@@ -245,6 +248,15 @@ def test_a_backfill_builds_the_index_once_after_its_last_source(
             {"spec": other.id},
         ).one()
     assert built > written
+
+
+def test_a_backfill_tells_of_a_folder_that_could_not_be_listed(
+    ingest: Any, ingested: Path, other: StoredSpec
+) -> None:
+    for path in ingested.iterdir():
+        path.unlink()
+    report = run_backfill(other)
+    assert (report.failed, report.incomplete) == (0, [str(ingested)])
 
 
 def test_a_backfill_goes_on_past_a_source_that_is_gone_and_then_fails(

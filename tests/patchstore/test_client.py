@@ -311,6 +311,12 @@ def test_a_problem_is_an_error_with_what_the_service_said(
     assert len(service.requests) == 1  # no retries
 
 
+def test_a_problem_that_is_cut_off_is_a_problem_without_a_rule(open_client: Open) -> None:
+    client, _ = open_client(b'{"title": "N', 502, **{"Content-Type": "application/problem+json"})
+    with pytest.raises(ProblemError, match="Bad Gateway: "):
+        client.stats()
+
+
 def test_a_proxys_page_is_a_problem_without_a_rule(open_client: Open) -> None:
     client, _ = open_client(b"<h1>Bad\nGateway</h1>", 502, **{"Content-Type": "text/html"})
     with pytest.raises(ProblemError, match="Bad Gateway: <h1>Bad Gateway</h1>") as raised:

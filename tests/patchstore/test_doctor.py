@@ -284,6 +284,16 @@ def test_a_home_without_a_store_is_left_alone(monkeypatch, tmp_path, capfd):
     assert not Path(tmp_path / "new").exists()
 
 
+def test_a_prefect_api_that_a_file_names_is_looked_at(monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("PATCHSTORE_HOME", str(tmp_path / "new"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    (tmp_path / ".env").write_text("PREFECT_API_URL=http://127.0.0.1:9/api\n")
+    monkeypatch.chdir(tmp_path)
+    _, text = report(capfd)
+    monkeypatch.delenv("PREFECT_API_URL")
+    assert "http://127.0.0.1:9/api does not answer" in text
+
+
 def test_a_prefect_api_that_answers_is_looked_at(prefect_api, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("PATCHSTORE_HOME", str(tmp_path / "new"))
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)

@@ -86,7 +86,7 @@ async function fetchPicture(img, path) {
     await img.decode().catch(() => {});
     URL.revokeObjectURL(url);
   } catch {
-    img.classList.add("gone");
+    if (img.dataset.path === path) img.classList.add("gone");
   }
 }
 

@@ -49,9 +49,10 @@ export function makeInspector(linkTo) {
       picker.show(compared, null);
       tellHeat(drawHeat(heat, image.width, image.height, compared));
       heat.hidden = false;
-      stage.root.removeAttribute("aria-busy");
     } catch (error) {
       if (error.name !== "AbortError") tellProblem(error.message);
+    } finally {
+      if (!signal.aborted) stage.root.removeAttribute("aria-busy");
     }
   }
 

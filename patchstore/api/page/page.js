@@ -199,7 +199,7 @@ function tell(failure) {
   const line = byId("problem");
   line.hidden = failure === null;
   line.textContent = failure?.message ?? "";
-  if (failure?.requestId) line.title = `request ${failure.requestId}`;
+  line.title = failure?.requestId ? `request ${failure.requestId}` : "";
 }
 
 function take(file) {
