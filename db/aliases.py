@@ -87,7 +87,8 @@ def _check_complete(connection: Connection, spec: StoredSpec, alias: str) -> Non
         raise SpecIncomplete(f"nothing is computed under spec {spec.name!r} yet; {then}")
 
 
-# What is queued of live images, and what the alias shows now that was never queued.
+# What is queued of live images, and what was never queued: of what the alias shows now, and of the
+# sources that were ingested under the spec.
 _MISSING = """
 SELECT (SELECT count(*) FROM (
             SELECT e.image_id FROM patchstore.extraction e
@@ -99,7 +100,14 @@ SELECT (SELECT count(*) FROM (
               JOIN patchstore.spec_alias a ON a.spec_id = o.spec_id AND a.name = :alias
              WHERE o.visible
                AND NOT EXISTS (SELECT FROM patchstore.extraction e
-                                WHERE e.spec_id = :spec AND e.image_id = o.image_id)) i) AS missing,
+                                WHERE e.spec_id = :spec AND e.image_id = o.image_id)
+            UNION
+            SELECT l.image_id FROM patchstore.image_location l
+             WHERE l.vanished_at IS NULL AND l.image_id IS NOT NULL
+               AND l.source_id IN (SELECT source_id FROM patchstore.ingest_run
+                                    WHERE spec_id = :spec)
+               AND NOT EXISTS (SELECT FROM patchstore.extraction e
+                                WHERE e.spec_id = :spec AND e.image_id = l.image_id)) i) AS missing,
        EXISTS (SELECT FROM patchstore.extraction
                 WHERE spec_id = :spec AND visible) AS shown
 """

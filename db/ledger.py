@@ -344,10 +344,11 @@ def retry_failed(engine: Engine, spec_name: str | None, root: str | None) -> int
                 "SELECT e.spec_id, e.image_id FROM patchstore.extraction e "
                 "  JOIN patchstore.feature_spec s ON s.id = e.spec_id WHERE e.state = 'failed' "
                 "  AND (CAST(:spec AS text) IS NULL OR s.name = :spec) "
-                "  AND (CAST(:root AS text) IS NULL OR EXISTS ("
+                "  AND EXISTS ("
                 "    SELECT FROM patchstore.image_location l JOIN patchstore.source o"
                 "        ON o.id = l.source_id"
-                "     WHERE l.image_id = e.image_id AND o.root = :root))"
+                "     WHERE l.image_id = e.image_id AND l.vanished_at IS NULL"
+                "       AND (CAST(:root AS text) IS NULL OR o.root = :root))"
             ),
             {"spec": spec_name, "root": root},
         ).all()

@@ -209,7 +209,8 @@ def get_patch(engine: Engine, spec: StoredSpec, patch_id: int) -> StoredPatch:
     return _patch(
         engine,
         spec,
-        f"SELECT p.* FROM {spec.partition} p JOIN patchstore.extraction e "
+        # By its parent: the partition goes with its spec, which a service may still know.
+        "SELECT p.* FROM patchstore.patch_feature p JOIN patchstore.extraction e "
         "  ON e.spec_id = %(spec)s AND e.image_id = p.image_id AND e.visible "
         "WHERE p.spec_id = %(spec)s AND p.id = %(patch)s",
         f"spec {spec.name!r} has no patch {patch_id}",

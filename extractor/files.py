@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import one_line
@@ -51,8 +53,17 @@ def object_store(uri: str) -> tuple[AbstractFileSystem, str]:
 @contextmanager
 def open_file(uri: str) -> Iterator[BufferedReader[Any]]:
     """A file, to be read from its start. Raises OSError."""
-    with _open_object(uri) if is_remote(uri) else path_of(uri).open("rb") as file:
+    with _open_object(uri) if is_remote(uri) else _open_local(path_of(uri)) as file:
         yield file
+
+
+def _open_local(path: Path) -> BufferedReader[Any]:
+    # To open a pipe would wait for somebody who writes, and a device may have no end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENOTSUP, "not a regular file")
+    return open(descriptor, "rb")  # noqa: PTH123  a descriptor has no path
 
 
 def _open_object(uri: str) -> BufferedReader[Any]:
@@ -101,10 +112,10 @@ def file_status(uri: str) -> FileStatus:
         return object_status(store.info(path))
 
 
-def status_of(stat: os.stat_result) -> FileStatus:
+def status_of(found: os.stat_result) -> FileStatus:
     """Of a local file."""
     # The inode's change time cannot be set back by copying with preserved times.
-    return FileStatus(stat.st_size, f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_size}")
+    return FileStatus(found.st_size, f"{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_size}")
 
 
 def object_status(info: Mapping[str, Any]) -> FileStatus:

@@ -69,7 +69,7 @@ def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     if isinstance(source, Path):
         with source.open("rb") as file:
             source = read_content(file, max_pixels=max_pixels)
-    with _pillow_errors(), _open(io.BytesIO(source), max_pixels) as image:
+    with _pillow_errors(max_pixels), _open(io.BytesIO(source), max_pixels) as image:
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
         turn = _UPRIGHT.get(_orientation(image))
@@ -124,7 +124,7 @@ def read_size(
     """
     with (
         _opened(source) as file,
-        _pillow_errors(),
+        _pillow_errors(max_pixels),
         _open(file, max_pixels) as image,
     ):
         if image.format == "PNG" and "exif" not in image.info:
@@ -208,7 +208,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageTooLarge(_too_large(f"{width} x {height}", max_pixels))
 
 
-def _too_large(claimed: str = "too many", limit: int | str = "set") -> str:
+def _too_large(claimed: str, limit: int) -> str:
     return (
         f"the header claims {claimed} pixels, more than the limit of {limit}; raise "
         "PATCHSTORE_MAX_PIXELS if you trust the file"
@@ -229,7 +229,7 @@ def _unidentified(start: bytes) -> ImageError:
 
 
 @contextmanager
-def _pillow_errors() -> Iterator[None]:
+def _pillow_errors(max_pixels: int) -> Iterator[None]:
     """Turn whatever Pillow throws at a bad file into one of our types, and keep it quiet."""
     _silence_pillow()
     _silence_libtiff()
@@ -238,7 +238,8 @@ def _pillow_errors() -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageTooLarge(_too_large(*re.findall(r"\d+", str(error))[:2])) from error
+        claimed = next(iter(re.findall(r"\d+", str(error))), "too many")
+        raise ImageTooLarge(_too_large(claimed, max_pixels)) from error
     except MemoryError as error:
         raise ImageTooLarge("decoding it needs more memory than there is") from error
     except Exception as error:  # a decoder meets hostile bytes: Pillow promises no closed list

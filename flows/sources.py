@@ -54,7 +54,7 @@ class Source(ABC):
     Attributes:
         root: by which the store knows it: a folder's absolute path, or a store's URL.
         gone: there is nothing of that name any more.
-        others: files that are no images, counted while listing.
+        others: files that are no images, hidden ones aside, counted while listing.
         unlisted: folders that could not be listed, with the reason; `scan` adds an emptied source.
     """
 
@@ -128,10 +128,10 @@ class FolderSource(Source):
     def _walk(self) -> Iterator[FoundFile]:
         for folder, subfolders, names in os.walk(self._path, onerror=self._note_unlisted):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(names):
+            for name in sorted(name for name in names if not name.startswith(".")):
                 path = Path(folder, name)
                 try:
-                    if name.startswith(".") or not looks_like_image(path):
+                    if not looks_like_image(path):
                         self.others += 1
                     else:
                         yield _found(path)
@@ -179,8 +179,8 @@ class StoreSource(Source):
                 path = entry["name"].rstrip("/")
                 name = path.rpartition("/")[2]
                 if path == folder or name.startswith("."):
-                    self.others += entry["type"] == "file" and path != folder
-                elif entry["type"] == "directory":
+                    continue
+                if entry["type"] == "directory":
                     below.append(path)
                 elif entry["name"].endswith("/"):  # by which some tools keep empty folders
                     continue

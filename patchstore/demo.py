@@ -5,6 +5,7 @@ Nothing but this falls back by itself where pretrained weights cannot be had.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from db.settings import StoreSettings
-
+# A store of its own: nobody wants these pictures among theirs.
+HOME = Path("demo/store").resolve()
 RESULT = Path("demo/result.html")
 # The engine as the left eye sees it: the right eye's picture holds the answer.
 QUERY = ("motorcycle_left.png", "336,224")
@@ -24,12 +25,13 @@ def main() -> None:
     """Runs the demo; ends with the exit code of what failed."""
     arguments = _arguments()
     pictures = _pictures()
-    home = StoreSettings().resolved_home()
+    os.environ |= {"PATCHSTORE_HOME": str(HOME), "PATCHSTORE_DATABASE_URL": ""}
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    print(f"patchstore demo: pictures from {pictures}, store in {home}")
+    print(f"patchstore demo: pictures from {pictures}, store in {HOME}")
     spec = _add_spec(arguments.backbone, arguments.weights)
     print(f"\n$ patchstore ingest {pictures} --spec {spec}")
     summary = _run_ingest(pictures, spec)
+    _patchstore("spec", "promote", spec, "--as", "default")
     query = f"{pictures / QUERY[0]}@{QUERY[1]}"
     print(
         f"\n$ patchstore search --patch {query} --spec {spec} --other-images "
@@ -40,7 +42,7 @@ def main() -> None:
         *("search", "--patch", query, "--spec", spec, "--other-images"),
         *("--k", str(HITS), "--html", str(RESULT)),
     )
-    _closing(summary, pictures, spec, time.monotonic() - begun)
+    _closing(summary, time.monotonic() - begun)
 
 
 def _arguments() -> argparse.Namespace:
@@ -108,16 +110,20 @@ def _run_ingest(pictures: Path, spec: str) -> dict[str, Any]:
     return summary
 
 
-def _closing(summary: dict[str, Any], pictures: Path, spec: str, seconds: float) -> None:
+def _closing(summary: dict[str, Any], seconds: float) -> None:
     print(
         f"\n{summary['done']} pictures searched in {seconds:.1f} s, command start included."
         f"\nOpen the answer: {RESULT.resolve()}"
-        "\n\nNext, with your own pictures (. .venv/bin/activate first):"
-        f"\n  patchstore ingest YOUR/FOLDER --spec {spec}"
-        f"\n  patchstore search --image A/PICTURE.jpg --region 0,0,224,224 --spec {spec}"
-        "\n  patchstore status"
+        "\n\nLook around in it (. .venv/bin/activate first):"
+        f"\n  export PATCHSTORE_HOME={HOME}"
+        "\n  patchstore serve     # a page to click through: http://127.0.0.1:8080"
+        "\n  patchstore failures  # files without vectors, and why"
         '\n  psql "$(patchstore db url)" -c "SELECT * FROM patchstore.specs"'
         "\n  patchstore stop      # stops the embedded Postgres that is kept running"
+        "\n\nNext, with your own pictures, in a store of your own:"
+        "\n  unset PATCHSTORE_HOME"
+        "\n  patchstore ingest YOUR/FOLDER"
+        "\n  patchstore search --image A/PICTURE.jpg --region 0,0,224,224"
     )
 
 

@@ -15,6 +15,7 @@ from db.browse import known_uris
 from extractor.uris import uri_from_here
 
 from .errors import PatchstoreError
+from .plain_json import MOST_OF_METADATA, check_object
 
 STANDARD_INPUT = "-"
 SUFFIXES = (".jsonl", ".csv")
@@ -117,26 +118,11 @@ def _checked(
     if not uri:
         _refuse(name, number, "has an empty uri")
     try:
-        json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()
-        whole = not any("\0" in text for text in (uri, *_texts(metadata)))
-        uri.encode()
-    except (ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
-        whole = False
-    if not whole:
-        _refuse(name, number, "holds what Postgres cannot: NUL, half a character, NaN, infinity")
+        check_object({"uri": uri}, MOST_OF_METADATA)
+        check_object(metadata, MOST_OF_METADATA)
+    except ValueError as error:
+        _refuse(name, number, f"cannot be stored: {error}")
     return uri, metadata
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, below in value.items():
-            yield key
-            yield from _texts(below)
-    elif isinstance(value, list):
-        for below in value:
-            yield from _texts(below)
 
 
 def _refuse(name: str, number: int, reason: str) -> NoReturn:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from db.search import (
     Answer,
     Box,
+    Hit,
     SearchOptions,
     find_content,
     find_patch,
@@ -43,6 +44,7 @@ MAX_K = 10_000  # what one search gives at most
 PARTS = 64  # patches of a region that are asked about at most
 HITS_A_PART = 50
 MOST_HITS_A_PART = 500  # where many images are asked for
+MOST_ROUNDS = 8
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -227,14 +229,19 @@ def ask(
 
 
 def _merged(engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptions) -> Answer:
-    """k hits that do not overlap: the search is widened until they are found or all are seen."""
+    """k hits that do not overlap: the search is widened until they are found or all are seen.
+
+    Not exact where the nearest `MAX_K` are fewer than k without overlap, and there are more.
+    """
     wanted = 4 * options.k
     while True:
         wide = replace(options, k=min(wanted, MAX_K))
         answer = search_store(engine, spec, asked.vector, wide)
         kept = merge_overlaps(answer.hits, options.k)
-        if len(kept) >= options.k or len(answer.hits) < wide.k or wide.k >= MAX_K:
+        if len(kept) >= options.k or len(answer.hits) < wide.k:
             return replace(answer, hits=kept)
+        if wide.k >= MAX_K:
+            return replace(answer, hits=kept, exact=False)
         wanted *= 4
 
 
@@ -258,11 +265,22 @@ def _by_arrangement(
     )
     hits_a_part = min(max(HITS_A_PART, options.k), MOST_HITS_A_PART)
     per_part = replace(options, by="patch", k=hits_a_part)
-    answers = search_many(engine, spec, vectors, per_part)
-    hits = rank_by_arrangement(
-        parts, [answer.hits for answer in answers], options.k, tolerance=recipe.stride
-    )
-    return Answer(hits, exact=all(answer.exact for answer in answers))
+    found: list[list[Hit]] = [[] for _ in parts]
+    seen: set[int] = set()
+    exact = True
+    for _ in range(MOST_ROUNDS):
+        others = replace(per_part, other_than=(*options.other_than, *seen))
+        answers = search_many(engine, spec, vectors, others)
+        for hits, answer in zip(found, answers, strict=True):
+            hits += answer.hits
+        exact &= all(answer.exact for answer in answers)
+        new = {hit.image_id for answer in answers for hit in answer.hits}
+        seen |= new
+        # At a fine stride the nearest patches of all parts may be of one image: look beyond it.
+        if len(seen) >= options.k or not new:
+            break
+    hits = rank_by_arrangement(parts, found, options.k, tolerance=recipe.stride)
+    return Answer(hits, exact=exact)
 
 
 def prepare(
@@ -297,6 +315,8 @@ def parse_place(text: str) -> PlaceQuestion:
     uri, separator, point = text.rpartition("@")
     try:
         x, y = (int(part) for part in point.split(","))
+        if not 0 <= min(x, y) <= max(x, y) < 2**31:
+            raise ValueError
     except ValueError:
         separator = ""
     if not separator:
@@ -317,7 +337,8 @@ def read_file(path: Path) -> bytes:
 def read_vector(path: Path) -> Vectors:
     """The one vector of a `.npy` file, float32 (D,). Raises QuestionError."""
     try:
-        vector = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            vector = np.load(file, allow_pickle=False)
     except OSError as error:
         raise QuestionError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # numpy promises no closed list for damaged files

@@ -52,6 +52,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> Any:
         service.close()
 
     app = FastAPI(
+        redirect_slashes=False,  # to whatever host the request names
         title="patchstore",
         version=version("patchstore"),
         lifespan=lifespan,

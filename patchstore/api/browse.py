@@ -15,10 +15,10 @@ from .pictures import Picture
 from .problems import checked
 from .schemas import (
     MAX_ID,
+    FilterText,
     ImageOut,
     ImagesOut,
     Metadata,
-    MetadataText,
     PatchesOut,
     PatchOut,
     SpecOut,
@@ -43,7 +43,7 @@ JPEG: dict[int | str, dict[str, Any]] = {
     304: {"description": "The picture is the one that If-None-Match names."},
 }
 _METADATA = TypeAdapter(Metadata)
-_METADATA_TEXT = TypeAdapter(MetadataText)
+_FILTER_TEXT = TypeAdapter(FilterText)
 
 
 @router.get("/v1/specs")
@@ -106,7 +106,7 @@ async def images(
     """Images that are there now, by id, a page at a time."""
     metadata = None
     if filter is not None:
-        metadata = checked(_METADATA_TEXT.validate_python, filter, "query", "filter")
+        metadata = checked(_FILTER_TEXT.validate_python, filter, "query", "filter")
     rows = await service.in_thread(
         browse.list_images,
         service.engine,
@@ -183,7 +183,7 @@ async def thumbnail(request: Request, service: Here, patch_id: Id, side: Side = 
 async def put_metadata(request: Request, service: Here, image_id: Id) -> ImageOut:
     """Replaces the metadata of an image; no vector is touched."""
     # FastAPI would read a body before it asks whether this one may send it.
-    metadata = checked(_METADATA.validate_json, await request.body())
+    metadata = await service.json_of(request, _METADATA.validate_json)
     await service.in_thread(browse.set_metadata, service.engine, image_id, metadata)
     return _image(await service.in_thread(browse.get_image, service.engine, image_id))
 

@@ -1,8 +1,8 @@
 """What goes in and out by HTTP. The words are those of the SQL functions and the command."""
 
 import json
-import re
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -18,15 +18,13 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from db.search import Box
+from patchstore.plain_json import MOST_OF_A_FILTER, MOST_OF_METADATA, check_object
 
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_ID = 2**63 - 1  # bigint
 MAX_PIXEL = 2**31 - 1  # integer
 MAX_DIM = 16_000
-MAX_FILTER = 10_000  # characters of JSON
-MAX_DEPTH = 32
-_NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")  # in JSON, where a backslash is written twice
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 # No text of Postgres holds a NUL.
@@ -39,36 +37,13 @@ Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_DIM)]
 BoxIn = tuple[Offset, Offset, Length, Length]
 
 
-def check_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON that Postgres can hold. Raises ValueError."""
-    try:
-        text = json.dumps(value, allow_nan=False)
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON that can be stored: {error}") from None
-    if _NUL.search(text):
-        raise ValueError("no JSON that can be stored: it holds a NUL character")
-    if len(text) > MAX_FILTER:
-        raise ValueError(f"{len(text)} characters of JSON, expected at most {MAX_FILTER}")
-    if _depth(value) > MAX_DEPTH:
-        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+def _checked(most: int, value: dict[str, Any]) -> dict[str, Any]:
+    check_object(value, most)
     return value
 
 
-def _depth(value: object) -> int:
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-    return depth
-
-
-Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
+Filter = Annotated[dict[str, Any], AfterValidator(partial(_checked, MOST_OF_A_FILTER))]
+Metadata = Annotated[dict[str, Any], AfterValidator(partial(_checked, MOST_OF_METADATA))]
 
 
 def _from_json(value: object) -> object:
@@ -105,7 +80,7 @@ _JSON_TEXT = WithJsonSchema(
     }
 )
 BoxText = Annotated[BoxIn, BeforeValidator(_from_list), _BOX_TEXT]
-MetadataText = Annotated[Metadata, BeforeValidator(_from_json), _JSON_TEXT]
+FilterText = Annotated[Filter, BeforeValidator(_from_json), _JSON_TEXT]
 IdsText = Annotated[
     Ids,
     BeforeValidator(_from_json),
@@ -186,7 +161,7 @@ class SearchBody(Options):
     )
     patch_id: Id | SkipJsonSchema[None] = Field(None, description="A stored patch.")
     place: Place | SkipJsonSchema[None] = Field(None, description="A stored patch by where it is.")
-    filter: Metadata | None = Field(None, description="Metadata that hits must contain.")
+    filter: Filter | None = Field(None, description="Metadata that hits must contain.")
     image_ids: Ids | None = Field(None, description="Only patches of these images.")
     touching: BoxIn | None = Field(None, description="x, y, width, height that hits overlap.")
 
@@ -198,7 +173,7 @@ class SearchBody(Options):
 class SearchForm(Options):
     """A question about a picture, beside the file itself; every value is text."""
 
-    filter: MetadataText | None = Field(None, description="Metadata that hits must contain.")
+    filter: FilterText | None = Field(None, description="Metadata that hits must contain.")
     image_ids: IdsText | None = Field(None, description="Only patches of these images.")
     touching: BoxText | None = Field(None, description="x,y,width,height that hits overlap.")
     region: BoxText | None = Field(

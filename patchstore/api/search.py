@@ -50,7 +50,7 @@ async def search(request: Request, service: Annotated[Service, Depends(service_o
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        body = checked(SearchBody.model_validate_json, await request.body())
+        body = await service.json_of(request, SearchBody.model_validate_json)
         return await service.in_thread(_answer, service, body, _stored_or_vector(body))
     if media_type == "multipart/form-data":
         form, content = await _read_form(request)

@@ -20,13 +20,15 @@ from .embedder import BatchingEmbedder
 from .metrics import Metrics
 from .pictures import Pictures
 from .pixels import PixelBudget
-from .problems import Problem
+from .problems import Problem, checked
 from .settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
 SPEC_KEPT_S = 2.0
 PROBE_S = 4.0
+MAX_JSON_BYTES = 2_500_000  # 100,000 ids of 19 digits, and a vector
+SMALL_JSON_BYTES = 64_000
 
 T = TypeVar("T")
 
@@ -77,6 +79,20 @@ class Service:
         future = self._threads.submit(call, *arguments, **options)
         future.add_done_callback(self._let_go)  # later than the request that is given up on
         return await asyncio.wrap_future(future)
+
+    async def json_of(self, request: Request, validate: Callable[[Any], T]) -> T:
+        """What pydantic makes of a JSON body; of a large one in a thread, for others are waiting.
+
+        Raises:
+            Problem: it is larger than anything that can be asked.
+            RequestValidationError: it is not what is wanted.
+        """
+        body = await request.body()
+        if len(body) > MAX_JSON_BYTES:
+            raise Problem("body_too_large", f"the JSON is larger than {MAX_JSON_BYTES / 1e6:g} MB")
+        if len(body) <= SMALL_JSON_BYTES:
+            return checked(validate, body)
+        return await self.in_thread(checked, validate, body)
 
     async def probe(self, ask: Callable[[Engine], str]) -> str:
         """What the database says of itself, or that it says nothing: it may be frozen.

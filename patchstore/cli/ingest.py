@@ -102,6 +102,8 @@ def ingest(
 
         plan = estimate(engine, stored, folder, precision.value, allow_empty=allow_empty)
         print_json(plan.as_json()) if as_json else say(plan.text())
+        if plan.unlisted:
+            raise SystemExit(SOME_IMAGES_FAILED)
         return
     with loading():
         import flows.ingest

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchstore.errors import QuestionError
+from patchstore.plain_json import MOST_OF_A_FILTER, check_object
 
 from .console import print_json, print_table, say
 
@@ -114,10 +115,9 @@ def search(
     if as_json:
         print_json([{**asdict(hit), "exact": answer.exact} for hit in answer.hits])
     elif to_html is None:
+        say(about)
         if not answer.hits:
             say(f"spec {stored.name} has no such patches; what there is: patchstore status")
-        else:
-            say(about)
         print_table(
             ("distance", "box", "uri"),
             ((f"{h.distance:.4f}", ",".join(map(str, h.box)), h.uri) for h in answer.hits),
@@ -160,6 +160,10 @@ def _metadata(text: str) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise QuestionError(f"--filter {text!r} is not a JSON object, such as '{{\"shelf\": 3}}'")
+    try:
+        check_object(value, MOST_OF_A_FILTER)
+    except ValueError as error:
+        raise QuestionError(f"--filter cannot be asked for: {error}") from None
     return value
 
 

@@ -454,6 +454,8 @@ def test_the_same_name_with_another_recipe_is_refused_with_the_difference(
         ],
         (["search", "--image", "{picture}", "--filter", "shelf=3"], "'shelf=3' is not JSON"),
         (["search", "--image", "{picture}", "--filter", "[3]"], "is not a JSON object"),
+        (["search", "--image", "{picture}", "--filter", '{{"a": 1e400}}'], "NaN or infinity"),
+        (["search", "--patch", "a.jpg@99999999999,0"], "is not URI@x,y"),
         (["search", "--image", "{picture}", "--max-distance", "nan"], "max_distance"),
         (["search", "--patch", "a.jpg@0,0", "--region", "0,0,9,9"], "--region is a part of"),
         (["search", "--patch", "a.jpg@0,0", "--consistent"], "ranked by arrangement only where"),

@@ -135,12 +135,13 @@ def bad_lines() -> Iterator[tuple[str, str, str]]:
         '{"uri": 3, "metadata": {}}': "line 2: needs a string as uri",
         '{"uri": "a", "metadata": []}': "line 2: needs a string as uri and an object",
         '{"uri": "", "metadata": {}}': "line 2: has an empty uri",
-        '{"uri": "a", "metadata": {"n": NaN}}': "line 2: holds what Postgres cannot",
-        '{"uri": "a", "metadata": {"n": 1e999}}': "line 2: holds what Postgres cannot",
-        '{"uri": "a", "metadata": {"n": ["\\u0000"]}}': "line 2: holds what Postgres cannot",
-        '{"uri": "a", "metadata": {"\\ud800": 1}}': "line 2: holds what Postgres cannot",
-        '{"uri": "a\\u0000", "metadata": {}}': "line 2: holds what Postgres cannot",
+        '{"uri": "a", "metadata": {"n": NaN}}': "line 2: cannot be stored: ",
+        '{"uri": "a", "metadata": {"n": 1e999}}': "line 2: cannot be stored: ",
+        '{"uri": "a", "metadata": {"n": ["\\u0000"]}}': "line 2: cannot be stored: ",
+        '{"uri": "a", "metadata": {"\\ud800": 1}}': "line 2: cannot be stored: ",
+        '{"uri": "a\\u0000", "metadata": {}}': "line 2: cannot be stored: ",
         '{"uri": "a", "metadata": ' + "[" * 100_000: "line 2: is not JSON",
+        '{"uri": "a", "metadata": {"n": ' + "[" * 40 + "]" * 40 + "}}": "nested more than 32 deep",
         "\x00\xff": "is not UTF-8",
     }.items():
         yield "a.jsonl", GOOD + content, message

@@ -183,6 +183,12 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(
     assert (answer.status_code, answer.json()["rule"]) == (413, "body_too_large")
 
 
+def test_json_is_no_larger_than_what_can_be_asked(http) -> None:
+    for count, status in ((100_000, 200), (200_000, 413)):
+        body = {"patch_id": 1, "image_ids": [2**62 + number for number in range(count)]}
+        assert http.post("/v1/search", json=body).status_code == status
+
+
 def test_who_goes_away_in_the_middle_of_a_body_is_no_error_of_the_service(
     http, caplog, wait_until
 ) -> None:

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from db.aliases import promote
+from db.prune import remove_spec
 from db.search import SearchOptions, find_patch, search
+from patchstore import query
 from patchstore.api.embedder import BatchingEmbedder
 from patchstore.query import ImageQuestion, ask
 
@@ -119,6 +121,34 @@ def test_the_image_that_shows_a_region_in_the_same_arrangement_comes_first(http,
     assert first["image_id"] == shelf.ids["3.png"]
     assert first["matched"] == 9
     assert first["box"] == [0, 0, 96, 80]
+
+
+def test_images_are_ranked_by_arrangement_beyond_those_whose_patches_are_all_nearer(
+    http, shelf, monkeypatch
+) -> None:
+    monkeypatch.setattr(query, "HITS_A_PART", 2)
+    monkeypatch.setattr(query, "MOST_HITS_A_PART", 2)
+    region = {"region": "0,0,48,48", "consistent": True}
+    answer = asked_by_picture(http, shelf.content("3.png"), k=4, **region)
+    assert len({hit["image_id"] for hit in answer["hits"]}) == 4
+
+
+def test_merging_that_sees_no_more_patches_does_not_say_exact(http, monkeypatch) -> None:
+    monkeypatch.setattr(query, "MAX_K", 10)
+    assert asked(http, patch_id=1, merge=True, k=10)["exact"] is False
+
+
+def test_a_patch_of_a_spec_that_has_gone_is_not_found(own_shelf, serve) -> None:
+    with serve(own_shelf.engine) as url:
+        assert httpx.post(f"{url}/v1/search", json={"patch_id": 1}).status_code == 200
+        remove_spec(own_shelf.engine, own_shelf.spec)  # the service knows it for a while
+        answer = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
+    assert (answer.status_code, answer.json()["rule"]) == (404, "patch_unknown")
+
+
+def test_a_path_that_ends_otherwise_is_sent_nowhere(http) -> None:
+    answer = http.post("/v1/search/", json={"patch_id": 1}, headers={"Host": "localhost"})
+    assert (answer.status_code, answer.json()["rule"]) == (404, "route_unknown")
 
 
 def test_a_vector_of_a_hit_with_a_prefix_is_of_that_file(http, shelf) -> None:

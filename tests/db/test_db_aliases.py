@@ -99,6 +99,14 @@ def test_a_spec_that_never_heard_of_an_image_of_the_alias_is_not_promoted(store,
         promote(store.engine, new, "live")
 
 
+def test_a_spec_that_never_heard_of_an_image_of_its_own_source_is_not_promoted(store, old):
+    behind = store.spec("behind")
+    store.ingest(behind, {"a": "1"})
+    store.scan(old, {"a": "1", "z": "26"})
+    with pytest.raises(SpecIncomplete, match=r"^1 images are not computed under spec 'behind'"):
+        promote(store.engine, behind, "first")
+
+
 def test_a_spec_without_any_vector_is_not_promoted(store):
     with pytest.raises(SpecIncomplete, match="nothing is computed under spec 'tiny' yet"):
         promote(store.engine, store.spec(), "live")

@@ -227,6 +227,14 @@ def test_retry_makes_failed_images_pending_with_fresh_attempts(store, spec):
     assert len(store.lease(spec, run)) == 2
 
 
+def test_retry_leaves_what_no_file_shows_any_more(store, spec):
+    store.scan(spec, {"a": "1", "b": "2"})
+    for lease in store.lease(spec):
+        ledger.fail_image(store.engine, lease, "x")
+    store.scan(spec, {"b": "2"})
+    assert ledger.retry_failed(store.engine, None, None) == 1
+
+
 def test_retry_is_limited_to_a_spec_and_a_source(store, spec):
     other = store.spec("other")
     store.scan(spec, {"a": "1"})

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from extractor import colour
+from extractor.errors import ImageTooLarge
 from extractor.images import read_image, read_size
 
 RAMP = np.arange(20 * 30 * 3, dtype=np.uint32).reshape(20, 30, 3).astype(np.uint8)
@@ -169,6 +170,13 @@ def test_wide_integers_are_scaled_by_the_smallest_usual_range():
     ]:
         data = encoded(Image.fromarray(np.array([values], dtype=np.int32)), "TIFF")
         assert read_image(data)[0, :, 0].tolist() == expected
+
+
+def test_the_limit_that_is_told_is_the_one_that_was_given():
+    header = io.BytesIO()
+    Image.new("1", (40_000, 10_000)).save(header, "PNG")
+    with pytest.raises(ImageTooLarge, match="more than the limit of 5000;"):
+        read_image(header.getvalue(), max_pixels=5000)
 
 
 def test_lab_becomes_rgb():

@@ -1,6 +1,7 @@
 """What an object store gives: as a folder does, every image, and never silence about an object."""
 
-from pathlib import PurePosixPath
+import os
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_objects_that_are_no_images_are_counted_and_left_out(bucket: Any) -> Non
         bucket.put(key, b"x")
     bucket.put("folder/", b"")
     source = source_at(bucket.url)
-    assert (names(source), source.others) == (["a.jpg"], 2)
+    assert (names(source), source.others) == (["a.jpg"], 1)
 
 
 def test_an_object_without_suffix_counts_by_its_first_bytes(bucket: Any) -> None:
@@ -130,6 +131,21 @@ def test_an_object_that_is_gone_is_a_file_that_is_not_found(bucket: Any) -> None
         open_file(f"{bucket.url}/a.jpg") as file,
     ):
         file.read()
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_refused_without_waiting_for_its_end(
+    tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / "a.jpg"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(OSError, match="not a regular file"), open_file(str(path)):
+        pass
 
 
 def test_a_store_that_is_lost_halfway_is_an_error_of_the_file_and_ours_stay_ours(
