@@ -39,4 +39,5 @@ constraints: $(READY)
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 clean:
+	-test ! -d demo/store || PATCHSTORE_HOME=demo/store $(BIN)/patchstore stop
 	rm -rf $(VENV) demo build

@@ -80,6 +80,7 @@ class StoreStats:
 def list_images(
     engine: Engine,
     *,
+    spec: StoredSpec | None = None,
     prefix: str | None = None,
     filter: Mapping[str, Any] | None = None,
     after: int = 0,
@@ -89,12 +90,18 @@ def list_images(
 
     Args:
         engine: the store.
+        spec: under which they have patches; None: whether they have any or not.
         prefix: how their URIs begin.
         filter: what their metadata contains.
         after: only ids greater than this, for the next page.
         limit: how many at most.
     """
     conditions = ""
+    if spec is not None:
+        conditions += (
+            " AND EXISTS (SELECT FROM patchstore.extraction e"
+            " WHERE e.spec_id = :spec AND e.image_id = l.image_id AND e.visible)"
+        )
     if prefix is not None:
         conditions += " AND patchstore.begins_with(l.uri, :prefix)"
     if filter:  # the second half is what lets the partial index in
@@ -108,6 +115,7 @@ def list_images(
                 "ORDER BY l.image_id, l.id LIMIT :limit"
             ),
             {
+                "spec": None if spec is None else spec.id,
                 "after": after,
                 "limit": limit,
                 "prefix": prefix,

@@ -242,10 +242,16 @@ class PatchstoreClient:
         return self._ask(_answer, "POST", "search", json=given)
 
     def images(
-        self, *, prefix: str | None = None, filter: Mapping[str, Any] | None = None
+        self,
+        *,
+        spec: str | None = None,
+        prefix: str | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> Iterator[Image]:
-        """All images that are there now, by id; pages are fetched as they are needed."""
-        asked = {"prefix": prefix, "filter": None if filter is None else json.dumps(dict(filter))}
+        """All images that are there now, or that have patches under a spec, by id; pages are
+        fetched as they are needed."""
+        contains = None if filter is None else json.dumps(dict(filter))
+        asked = {"spec": spec, "prefix": prefix, "filter": contains}
         params: dict[str, Any] = {n: value for n, value in asked.items() if value is not None}
         while "after" not in params or params["after"] is not None:
             found, params["after"] = self._ask(_page, "GET", "images", params=params)

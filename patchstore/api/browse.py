@@ -92,6 +92,9 @@ async def stats(service: Here) -> StatsOut:
 @router.get("/v1/images", operation_id="list_images")
 async def images(
     service: Here,
+    spec: Annotated[
+        Text | None, Query(description="Under which they have patches; without it all.")
+    ] = None,
     prefix: Annotated[Text | None, Query(description="How their URIs begin.")] = None,
     filter: Annotated[
         str | None,
@@ -108,8 +111,9 @@ async def images(
     if filter is not None:
         metadata = checked(_FILTER_TEXT.validate_python, filter, "query", "filter")
     rows = await service.in_thread(
-        browse.list_images,
-        service.engine,
+        _images,
+        service,
+        spec,
         prefix=prefix,
         filter=metadata,
         after=after,
@@ -117,6 +121,11 @@ async def images(
     )
     more = rows[-1].image_id if len(rows) == limit else None
     return ImagesOut(images=[_image(row) for row in rows], next=more)
+
+
+def _images(service: Service, spec: str | None, **narrowed: Any) -> list[browse.ImageRow]:
+    stored = None if spec is None else service.spec(spec)
+    return browse.list_images(service.engine, spec=stored, **narrowed)
 
 
 @router.get("/v1/images/{image_id}")

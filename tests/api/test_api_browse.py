@@ -66,6 +66,12 @@ def test_images_are_found_by_the_beginning_of_their_uri(http, shelf) -> None:
     assert get(http, "/v1/images", prefix="/nowhere")["images"] == []
 
 
+def test_images_are_listed_that_have_patches_under_a_spec(http, shelf) -> None:
+    assert len(get(http, "/v1/images", spec="tiny")["images"]) == len(shelf.ids)
+    unknown = http.get("/v1/images", params={"spec": "none"})
+    assert (unknown.status_code, unknown.json()["rule"]) == (404, "spec_unknown")
+
+
 def test_an_image_is_described(http, shelf) -> None:
     image = get(http, f"/v1/images/{shelf.ids['1.png']}")
     assert image["uri"] == str(shelf.path("1.png"))

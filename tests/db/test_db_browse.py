@@ -85,6 +85,13 @@ def test_a_filter_is_containment(store, spec):
     assert sorted(filtered({})) == ["a", "b", "c"]
 
 
+def test_images_can_be_those_that_have_patches_under_a_spec(store, spec):
+    other = store.spec("other")
+    store.ingest(spec, {"a": "1", "b": "2"})
+    store.ingest(other, {"c": "3"}, root="file:///elsewhere")
+    assert [i.uri for i in browse.list_images(store.engine, spec=other)] == ["c"]
+
+
 def test_vanished_and_unreadable_files_are_not_listed(store, spec):
     store.ingest(spec, {"a": "1", "b": "2", "broken": None})
     store.scan(spec, {"a": "1", "broken": None})

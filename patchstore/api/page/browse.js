@@ -7,7 +7,7 @@ const PAGE = 24;
 
 /**
  * @param {(imageId: number) => string} linkTo
- * @returns {{open: () => void}} asks at the first time
+ * @returns {{open: (spec: string|undefined) => void}} asks at the first time, and of another spec
  */
 export function makeBrowser(linkTo) {
   const [list, note, more, prefix] = ["stored", "stored-note", "stored-more", "stored-prefix"].map(
@@ -15,6 +15,7 @@ export function makeBrowser(linkTo) {
   );
   let next = null;
   let begun = false;
+  let of;
   let running = new AbortController();
   let timer = 0;
 
@@ -22,6 +23,7 @@ export function makeBrowser(linkTo) {
     running.abort();
     running = new AbortController();
     const asked = new URLSearchParams({ limit: PAGE });
+    if (of) asked.set("spec", of);
     if (prefix.value) asked.set("prefix", prefix.value);
     if (after) asked.set("after", after);
     try {
@@ -32,7 +34,7 @@ export function makeBrowser(linkTo) {
       if (after) items[0]?.firstChild.focus();
       next = page.next;
       more.hidden = next === null;
-      note.textContent = list.children.length ? "" : nothing(prefix.value);
+      note.textContent = list.children.length ? "" : nothing(prefix.value, of);
       begun = true;
     } catch (error) {
       if (error.name !== "AbortError") note.textContent = error.message;
@@ -46,8 +48,11 @@ export function makeBrowser(linkTo) {
   });
 
   return {
-    open() {
-      if (!begun) load();
+    /** Lists what has patches under the spec: the others lead nowhere. */
+    open(spec) {
+      if (begun && spec === of) return;
+      of = spec;
+      load();
     },
   };
 }
@@ -66,7 +71,8 @@ function item(image, linkTo) {
   return made;
 }
 
-function nothing(prefix) {
+function nothing(prefix, spec) {
   if (prefix) return `No stored picture's path begins with ${prefix}`;
+  if (spec) return `No picture has patches of ${spec} yet: patchstore ingest FOLDER --spec ${spec}`;
   return "The store holds no pictures yet. Add some with: patchstore ingest FOLDER";
 }

@@ -80,7 +80,7 @@ async function follow() {
     if (signal.aborted) return;
     controls.show(said.options, question?.kind);
     if (question) await answer(signal);
-    else browser.open();
+    else browser.open(controls.read()?.spec);
   } catch (error) {
     if (!signal.aborted) tell(error);
   }
