@@ -123,7 +123,7 @@ def check_ledger(engine: Engine, spec: StoredSpec) -> LedgerCheck:
 
 
 def count_orphans(engine: Engine) -> int:
-    """Images that no file shows any more: what `prune` deletes."""
+    """Images that no file shows any more: what `prune` deletes in time."""
     with store_errors(), engine.connect() as connection:
         return int(connection.execute(text(_ORPHANS)).scalar_one())
 

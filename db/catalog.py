@@ -1,6 +1,7 @@
 """What was seen where: locations, their content, and what a scan changes about them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -139,24 +140,19 @@ def record_files(
         connection.execute(
             text("SELECT patchstore.refresh_visibility(:images)"), {"images": affected}
         )
-        counts = ScanCounts(found=len(rows))
-        for row in rows:
-            setattr(counts, row.change, getattr(counts, row.change) + 1)
-        return counts
+        return ScanCounts(found=len(rows), **Counter(row.change for row in rows))
 
 
 def compare_files(engine: Engine, source_id: int | None, files: Sequence[SeenFile]) -> ScanCounts:
     """How `record_files` would count these, without recording them. `None`: an unknown source."""
-    counts = ScanCounts(found=len(files))
     values = {
         "source": source_id,
         "uris": [file.uri for file in files],
         "digests": [file.sha256 for file in files],
     }
     with store_errors(), engine.connect() as connection:
-        for row in connection.execute(text(_COMPARE), values):
-            setattr(counts, row.change, row.files)
-    return counts
+        rows = connection.execute(text(_COMPARE), values)
+        return ScanCounts(found=len(files), **{row.change: row.files for row in rows})
 
 
 def live_files(engine: Engine, source_id: int) -> Iterator[tuple[str, bytes | None]]:

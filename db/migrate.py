@@ -7,6 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from packaging.version import Version
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -17,7 +18,7 @@ from .models import SCHEMA
 logger = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-MINIMUM_PGVECTOR = (0, 8, 4)  # older ones corrupt indexes and carry a CVE
+MINIMUM_PGVECTOR = Version("0.8.4")  # older ones corrupt indexes and carry a CVE
 UPGRADE_LOCK = 0x70617463  # two upgrades at once would race for the same tables
 
 
@@ -80,15 +81,15 @@ def ensure_extension(connection: Connection) -> None:
     if installed is None:
         if available is None:
             raise ConfigurationError(
-                "this Postgres has no pgvector; install pgvector 0.8.4 or newer on its server "
-                "(https://github.com/pgvector/pgvector#installation)"
+                f"this Postgres has no pgvector; install pgvector {MINIMUM_PGVECTOR} or newer on "
+                "its server (https://github.com/pgvector/pgvector#installation)"
             )
         _create_extension(connection)
         installed = _installed_version(connection) or "0"
-    if parse_version(installed) < MINIMUM_PGVECTOR:
+    if Version(installed) < MINIMUM_PGVECTOR:
         raise ConfigurationError(
-            f"pgvector {installed} is older than 0.8.4; update it on the server, then run in this "
-            "database as a superuser: ALTER EXTENSION vector UPDATE"
+            f"pgvector {installed} is older than {MINIMUM_PGVECTOR}; update it on the server, then "
+            "run in this database as a superuser: ALTER EXTENSION vector UPDATE"
         )
 
 
@@ -113,11 +114,6 @@ def _installed_version(connection: Connection) -> str | None:
         text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
     ).scalar()
     return None if version is None else str(version)
-
-
-def parse_version(version: str) -> tuple[int, ...]:
-    """Its numbers, to be compared."""
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def head_revision() -> str | None:

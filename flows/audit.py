@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import BaseModel, Field
 from sqlalchemy import Engine
@@ -30,7 +29,7 @@ from extractor.files import file_status
 
 from .artifacts import publish_values
 from .environment import let_libraries_log
-from .naming import COMPLETED_WITH_ERRORS, named
+from .naming import COMPLETED_WITH_ERRORS, named_by_spec
 from .progress import listener
 
 MIN_RECALL = 0.95  # of the 10 nearest; a sound index has 0.99
@@ -89,12 +88,7 @@ class AuditReport:
         return asdict(self)
 
 
-def run_name() -> str:
-    """`audit default 2026-11-23 14:00`."""
-    return named("audit", flow_run.parameters["request"].spec)
-
-
-@flow(name="audit", flow_run_name=run_name, persist_result=False)
+@flow(name="audit", flow_run_name=named_by_spec("audit"), persist_result=False)
 def audit(request: AuditRequest) -> State[AuditReport]:
     """Compares the index with an exact search, rows with the ledger, vectors with their files.
 

@@ -3,7 +3,6 @@
 import logging
 import threading
 from contextvars import copy_context
-from types import TracebackType
 
 from sqlalchemy import Connection, Engine
 
@@ -32,12 +31,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self._stop.set()
         self._thread.join()
         self._drop()

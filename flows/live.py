@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from types import TracebackType
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -42,12 +41,7 @@ class LiveProgress:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self._stop.set()
         self._thread.join(LAST_CALL_S)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import BaseModel, Field
 from sqlalchemy import Engine
@@ -25,7 +24,7 @@ from .environment import let_libraries_log
 from .errors import BackfillError, FlowError, SourceError
 from .indexing import keep_index, renew_index
 from .ingest import ingest
-from .naming import COMPLETED_WITH_ERRORS, named
+from .naming import COMPLETED_WITH_ERRORS, named, named_by_spec
 from .progress import listener
 from .request import IngestRequest
 from .sources import root_of
@@ -106,15 +105,7 @@ class BackfillReport:
         return sum(source.pending + source.leased for source in self.sources)
 
 
-def _reindex_name() -> str:
-    return named("reindex", flow_run.parameters["request"].spec)
-
-
-def _backfill_name() -> str:
-    return named("backfill", flow_run.parameters["request"].spec)
-
-
-@flow(name="reindex", flow_run_name=_reindex_name, persist_result=False)
+@flow(name="reindex", flow_run_name=named_by_spec("reindex"), persist_result=False)
 def reindex(request: ReindexRequest) -> State[ReindexReport]:
     """Builds a spec's index anew while searches go on by the old one; builds a missing one."""
     let_libraries_log()
@@ -158,7 +149,7 @@ def prune(request: PruneRequest | None = None) -> State[dict[str, int]]:
     return Completed(message=f"{deleted['images']} images deleted", data=deleted)
 
 
-@flow(name="backfill", flow_run_name=_backfill_name, persist_result=False)
+@flow(name="backfill", flow_run_name=named_by_spec("backfill"), persist_result=False)
 def backfill(request: BackfillRequest) -> State[BackfillReport]:
     """Computes a spec's vectors of all images that are known, one source after the other.
 

@@ -23,9 +23,9 @@ from .schemas import (
     PatchOut,
     SpecOut,
     SpecsOut,
-    SpecStatsOut,
     StatsOut,
     Text,
+    thumbnail_of,
 )
 from .service import Service, service_of
 
@@ -80,13 +80,7 @@ def _specs(engine: Engine) -> SpecsOut:
 async def stats(service: Here) -> StatsOut:
     """Counts of the whole store, and of each spec."""
     found = await service.in_thread(browse.stats, service.engine)
-    return StatsOut(
-        sources=found.sources,
-        locations=found.locations,
-        images=found.images,
-        size_bytes=found.size_bytes,
-        specs=[SpecStatsOut(**asdict(spec)) for spec in found.specs],
-    )
+    return StatsOut(**asdict(found))
 
 
 @router.get("/v1/images", operation_id="list_images")
@@ -152,16 +146,7 @@ def _patches(service: Service, image_id: int, name: str | None) -> PatchesOut:
     rows = browse.list_patches(service.engine, spec, image_id)
     return PatchesOut(
         spec=spec.name,
-        patches=[
-            PatchOut(
-                patch_id=row.patch_id,
-                image_id=row.image_id,
-                box=row.box,
-                scale=row.scale,
-                thumbnail=f"/v1/patches/{row.patch_id}/thumbnail.jpg",
-            )
-            for row in rows
-        ],
+        patches=[PatchOut(**vars(row), thumbnail=thumbnail_of(row.patch_id)) for row in rows],
     )
 
 
@@ -212,15 +197,4 @@ async def _jpeg(request: Request, service: Service, found: Picture) -> Response:
 
 
 def _image(row: browse.ImageRow) -> ImageOut:
-    return ImageOut(
-        image_id=row.image_id,
-        uri=row.uri,
-        width=row.width,
-        height=row.height,
-        size_bytes=row.size_bytes,
-        sha256=row.sha256,
-        metadata=row.metadata,
-        first_seen=row.first_seen,
-        last_seen=row.last_seen,
-        picture=f"/v1/images/{row.image_id}/picture.jpg",
-    )
+    return ImageOut(**vars(row), picture=f"/v1/images/{row.image_id}/picture.jpg")

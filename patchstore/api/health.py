@@ -4,9 +4,9 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Response
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
-from db.engine import store_errors
+from db.checkup import postgres_version
 from db.errors import StoreError
 
 from .metrics import CONTENT_TYPE
@@ -48,8 +48,7 @@ async def metrics(service: Here) -> Response:
 
 def _database(engine: Engine) -> str:
     try:
-        with store_errors(), engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
+        postgres_version(engine)
     except StoreError as error:
         return str(error)
     return "ok"

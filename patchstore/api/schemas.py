@@ -186,6 +186,11 @@ class SearchForm(Options):
     )
 
 
+def thumbnail_of(patch_id: int) -> str:
+    """The path of a patch's picture."""
+    return f"/v1/patches/{patch_id}/thumbnail.jpg"
+
+
 class HitOut(BaseModel):
     """A ranked answer, closest first."""
 

@@ -22,7 +22,7 @@ from patchstore.query import (
 )
 
 from .problems import Problem, checked
-from .schemas import AskedOut, HitOut, SearchAnswer, SearchBody, SearchForm
+from .schemas import AskedOut, HitOut, SearchAnswer, SearchBody, SearchForm, thumbnail_of
 from .service import Service, service_of
 
 router = APIRouter()
@@ -148,14 +148,4 @@ def _out(spec: StoredSpec, asked: Asked, answer: Answer, *, with_vector: bool) -
 
 
 def _hit(hit: Hit) -> HitOut:
-    return HitOut(
-        patch_id=hit.patch_id,
-        image_id=hit.image_id,
-        uri=hit.uri,
-        box=hit.box,
-        scale=hit.scale,
-        distance=hit.distance,
-        metadata=hit.metadata,
-        matched=hit.matched,
-        thumbnail=f"/v1/patches/{hit.patch_id}/thumbnail.jpg",
-    )
+    return HitOut(**vars(hit), thumbnail=thumbnail_of(hit.patch_id))

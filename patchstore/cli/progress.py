@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import TracebackType
 
 from rich.progress import (
     BarColumn,
@@ -53,12 +52,7 @@ class ProgressBar(Listener):
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self._progress.stop()
 
     def started(self) -> None:
@@ -107,7 +101,7 @@ class ShareBar:
         self._progress.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self._progress.stop()
 
     def share(self, phase: str, share: float) -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from packaging.version import Version
 from sqlalchemy import Engine
 
 from db import checkup
@@ -11,7 +12,7 @@ from db.build_plan import MIB, plan_build
 from db.gauges import read_gauges
 from db.index import is_outgrown
 from db.metric import MAX_INDEXED_DIM
-from db.migrate import MINIMUM_PGVECTOR, head_revision, parse_version
+from db.migrate import MINIMUM_PGVECTOR, head_revision
 from db.settings import StoreSettings
 from db.specs import list_specs
 
@@ -30,13 +31,12 @@ def check_postgres(engine: Engine) -> Iterator[Finding]:
 def check_pgvector(engine: Engine) -> Iterator[Finding]:
     """That the extension is there and not one that corrupts indexes."""
     version = checkup.pgvector_version(engine)
-    least = ".".join(map(str, MINIMUM_PGVECTOR))
     if version is None:
         yield problem("pgvector", "the extension is not in this database", "patchstore db upgrade")
-    elif parse_version(version) < MINIMUM_PGVECTOR:
+    elif Version(version) < MINIMUM_PGVECTOR:
         yield problem(
             "pgvector",
-            f"{version} is older than {least}",
+            f"{version} is older than {MINIMUM_PGVECTOR}",
             "update it on the server, then run as a superuser: ALTER EXTENSION vector UPDATE",
         )
     else:

@@ -13,6 +13,7 @@ from db.engine import make_engine
 from db.index import build_index, index_name
 from db.ledger import start_run
 from db.specs import NewSpec, add_spec
+from flows.environment import configured_api
 from patchstore.cli.doctor import doctor
 from patchstore.doctor import database, host
 from patchstore.doctor.finding import ok, problem, run
@@ -284,14 +285,12 @@ def test_a_home_without_a_store_is_left_alone(monkeypatch, tmp_path, capfd):
     assert not Path(tmp_path / "new").exists()
 
 
-def test_a_prefect_api_that_a_file_names_is_looked_at(monkeypatch, tmp_path, capfd):
-    monkeypatch.setenv("PATCHSTORE_HOME", str(tmp_path / "new"))
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def test_a_prefect_api_that_a_file_names_is_the_configured_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_API_URL", "")  # so that what the file sets is taken back
+    monkeypatch.delenv("PREFECT_API_URL")
     (tmp_path / ".env").write_text("PREFECT_API_URL=http://127.0.0.1:9/api\n")
     monkeypatch.chdir(tmp_path)
-    _, text = report(capfd)
-    monkeypatch.delenv("PREFECT_API_URL")
-    assert "http://127.0.0.1:9/api does not answer" in text
+    assert configured_api() == "http://127.0.0.1:9/api"
 
 
 def test_a_prefect_api_that_answers_is_looked_at(prefect_api, monkeypatch, tmp_path, capfd):

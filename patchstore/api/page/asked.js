@@ -76,6 +76,7 @@ export function makeAsked(tell) {
       if (isNew) {
         key = id;
         await showFile(stage, file);
+        if (key !== id) return; // somebody went on while it was decoded
         if (sizes.has(id)) stage.resize(...sizes.get(id));
       }
       const before = region.box();
