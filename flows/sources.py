@@ -207,14 +207,14 @@ class StoreSource(Source):
             if is_image is None and entry.get("size") != 0:
                 with storage_errors():
                     is_image = begins_as_image(self._store.cat_file(path, start=0, end=MAGIC_BYTES))
+            if not is_image:
+                self.others += 1
+                return
             status = object_status(entry)
         except OSError as error:
             yield _unreadable(uri, error, doubtful=is_image is None)
-            return
-        if is_image:
-            yield FoundFile(uri, status.size_bytes, status.mark)
         else:
-            self.others += 1
+            yield FoundFile(uri, status.size_bytes, status.mark)
 
 
 def _store_of(url: str) -> "tuple[AbstractFileSystem, str]":

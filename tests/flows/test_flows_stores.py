@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from extractor.files import file_status, object_status, open_file
+from extractor.files import file_status, open_file
 from flows.errors import SourceError
 from flows.sources import Source, StoreSource, root_of, source_at
 
@@ -160,9 +160,23 @@ def test_a_store_that_is_lost_halfway_is_an_error_of_the_file_and_ours_stay_ours
             file.read()
 
 
-def test_a_store_that_tells_no_changes_fails_its_images_with_that_reason() -> None:
-    with pytest.raises(OSError, match="does not tell when an object was changed"):
-        object_status({"name": "a.jpg", "size": 3, "type": "file"})
+def test_a_store_that_tells_no_changes_fails_its_images_with_that_reason(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("a.jpg", "b.txt"):
+        bucket.put(key, b"x")
+    source = source_at(bucket.url)
+    assert isinstance(source, StoreSource)
+    ls = source._store.ls
+
+    def bare(folder: str, **options: Any) -> list[dict[str, Any]]:
+        kept = ("name", "size", "type")
+        return [{key: entry[key] for key in kept} for entry in ls(folder, **options)]
+
+    monkeypatch.setattr(source._store, "ls", bare)
+    (file,) = source.files()
+    assert file.error == "cannot be read: its store does not tell when an object was changed"
+    assert (file.doubtful, source.others) == (False, 1)
 
 
 def refuse(*_arguments: Any, **_options: Any) -> Any:
