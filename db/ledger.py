@@ -19,6 +19,8 @@ from .specs import StoredSpec
 
 RUN_LOCK_CLASS = 0x70617463  # the first key of the advisory locks of live runs
 
+# An image whose header could not be read, or claimed too much when it was last looked at.
+PIXELS_A_BYTE = 64
 LEASE_TRIES = 50
 LEASE_WAIT_S = 0.1
 
@@ -254,7 +256,8 @@ def _lease(
                 "   ORDER BY e.attempts, e.image_id LIMIT :images FOR UPDATE SKIP LOCKED), "
                 "chosen AS ("
                 "  SELECT c.image_id, row_number() OVER w AS rank,"
-                "         sum(coalesce(i.width::bigint * i.height, 0)) OVER w AS pixels"
+                "         sum(coalesce(i.width::bigint * i.height, :dense * i.size_bytes)) OVER w"
+                "             AS pixels"
                 "    FROM candidate c JOIN patchstore.image i ON i.id = c.image_id"
                 "  WINDOW w AS (ORDER BY c.attempts, c.image_id)) "
                 "UPDATE patchstore.extraction e SET state = 'leased', run_id = :run,"
@@ -275,6 +278,7 @@ def _lease(
                 "run": run_id,
                 "images": limits.images,
                 "pixels": limits.pixels,
+                "dense": PIXELS_A_BYTE,
                 "term": limits.term_s,
             },
         )

@@ -226,7 +226,7 @@ class PatchstoreClient:
         }
         if image is not None:
             options |= {"region": _whole(region), "consistent": consistent}
-            data = {n: _as_text(n, value) for n, value in options.items() if value is not None}
+            data = {n: _as_text(n, _plain(v)) for n, v in options.items() if v is not None}
             if isinstance(image, str):  # httpx would send the text itself
                 raise TypeError(f"image is the str {image[:80]!r}; give a Path, bytes or a file")
             content = image.read_bytes() if isinstance(image, Path) else image
@@ -238,7 +238,7 @@ class PatchstoreClient:
             options["place"] = {**at, "x": int(place[1]), "y": int(place[2])}
         else:
             options["patch_id"] = patch_id
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: _plain(value) for name, value in options.items() if value is not None}
         return self._ask(_answer, "POST", "search", json=given)
 
     def images(
@@ -364,6 +364,11 @@ def _numbers(vector: Any) -> list[float]:
     if not all(map(math.isfinite, numbers)):
         raise ValueError("the vector holds NaN or infinity")
     return numbers
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's own."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _whole(numbers: Sequence[int] | None) -> list[int] | None:

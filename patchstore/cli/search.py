@@ -13,6 +13,9 @@ from patchstore.plain_json import MOST_OF_A_FILTER, check_object
 from .console import print_json, print_table, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from db.search import Hit
     from patchstore.query import Question
 
 
@@ -118,10 +121,18 @@ def search(
         say(about)
         if not answer.hits:
             say(f"spec {stored.name} has no such patches; what there is: patchstore status")
-        print_table(
-            ("distance", "box", "uri"),
-            ((f"{h.distance:.4f}", ",".join(map(str, h.box)), h.uri) for h in answer.hits),
-        )
+        _print_hits(answer.hits, by_arrangement=consistent)
+
+
+def _print_hits(hits: "Sequence[Hit]", *, by_arrangement: bool) -> None:
+    columns, rows = ["distance", "box", "uri"], []
+    for hit in hits:
+        rows.append([f"{hit.distance:.4f}", ",".join(map(str, hit.box)), hit.uri])
+        if by_arrangement:  # by this they are ranked first
+            rows[-1].insert(1, str(hit.matched))
+    if by_arrangement:
+        columns.insert(1, "agree")
+    print_table(columns, rows)
 
 
 def _question(

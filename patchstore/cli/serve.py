@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import socket
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -47,7 +48,8 @@ def serve(
     app = create_app(engine, settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
-    with listen(host, port) as listener:
+    # Ctrl-C is how it ends; uvicorn has let go of everything by then, and says so.
+    with suppress(KeyboardInterrupt), listen(host, port) as listener:
         say(f"http://{_shown(host)}:{listener.getsockname()[1]} · stop with Ctrl-C")
         uvicorn.Server(config).run([listener])
     engine.dispose()

@@ -164,6 +164,8 @@ def test_the_picture_with_the_same_arrangement_comes_first(command: Any, ingeste
     first, *others = json.loads(asked.out)
     assert (first["uri"], first["box"]) == (str(image), [0, 0, 96, 80])
     assert len(others) == 2
+    shown = command("search", "--image", image, "--region", "0,0,96,80", "--consistent").out
+    assert [line.split()[1] for line in shown.splitlines()[:2]] == ["agree", "9"]
 
 
 def test_an_exported_vector_finds_its_patch(command: Any, ingested: Path, tmp_path: Path) -> None:

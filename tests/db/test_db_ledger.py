@@ -74,9 +74,9 @@ def test_an_image_beyond_the_pixel_limit_comes_alone(store, spec):
     assert [lease.uri for lease in store.lease(spec, run, pixels=100)] == ["u1"]
 
 
-def test_an_image_of_unknown_size_weighs_nothing(store, spec):
-    scan_sizes(store, spec, (None, None), (10, 10))
-    assert len(store.lease(spec, pixels=100)) == 2
+def test_an_image_of_unknown_size_weighs_by_its_bytes(store, spec):
+    scan_sizes(store, spec, *[(None, None)] * 3)
+    assert len(store.lease(spec, pixels=2 * ledger.PIXELS_A_BYTE)) == 2
 
 
 def test_a_run_gets_an_image_at_most_once(store, spec):

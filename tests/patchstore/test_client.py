@@ -169,6 +169,16 @@ def test_every_option_goes_along(open_client: Open) -> None:
     assert service.body == {**options, "patch_id": 1, "touching": [0, 0, 5, 5]}
 
 
+def test_numbers_may_be_numpys(open_client: Open) -> None:
+    client, service = open_client()
+    client.search(patch_id=np.int64(1), k=np.int64(3), max_distance=np.float32(0.5))  # type: ignore[arg-type]
+    assert (service.body["patch_id"], service.body["k"], service.body["max_distance"]) == (
+        1,
+        3,
+        0.5,
+    )
+
+
 @pytest.mark.parametrize("kind", ["bytes", "path", "file"])
 def test_a_picture_goes_as_a_form(open_client: Open, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "query.jpg"
