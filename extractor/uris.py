@@ -52,5 +52,7 @@ def uri_from_here(uri: str) -> str:
 
 def prefix_from_here(prefix: str) -> str:
     """How the URIs of files begin whose names begin so, as from the current folder."""
+    if is_remote(prefix):
+        return prefix
     slash = "/" if prefix.endswith("/") and prefix != "/" else ""
     return uri_from_here(prefix) + slash

@@ -67,6 +67,9 @@ def test_hits_are_shown_and_audited_from_the_store(
     page = tmp_path / "hits.html"
     hits = json.loads(command("search", "--patch", f"{photos}/a.png@0,0", "-k", 3, "--json").out)
     assert hits[0]["uri"] == f"{photos}/a.png"
+    beginning = ("--image", tmp_path / "pictures" / "a.png", "--prefix", f"{photos}/sub/")
+    below = json.loads(command("search", *beginning, "--json").out)
+    assert {hit["uri"] for hit in below} == {f"{photos}/sub/c.png"}
     assert command("search", "--patch", f"{photos}/a.png@0,0", "--html", page).code == 0
     assert "cannot be read" not in page.read_text()
     pictures = Pictures(store, PixelBudget(10**8, 30))
