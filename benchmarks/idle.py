@@ -84,7 +84,7 @@ def make_files(folder: Path, count: int) -> None:
 
 def fill(engine: Engine, spec: StoredSpec, folder: Path, sources: int, images: int) -> None:
     """Puts the folder and the other sources into the ledger, all as done."""
-    source = FolderSource(str(folder))
+    source = FolderSource(folder)
     scan(
         engine,
         source,

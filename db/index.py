@@ -96,9 +96,9 @@ def build_index(
         memory_mb: what the build may use at most, MiB; it takes what its graph needs.
         on_progress: called now and then with the phase and its share done, 0 to 1.
     """
-    if not is_due(engine, spec, threshold) or is_indexed(engine, spec):
-        return False
     rows = count_rows(engine, spec)
+    if not is_due(spec, rows, threshold) or is_indexed(engine, spec):
+        return False
     with _locked(engine, spec) as connection:
         # It may have been built while this caller was on its way to the lock.
         if connection is None or is_indexed(engine, spec):
@@ -113,9 +113,9 @@ def build_index(
     return True
 
 
-def is_due(engine: Engine, spec: StoredSpec, threshold: int) -> bool:
-    """Whether a spec is to have an index: it can, and is large enough for one to pay."""
-    return spec.dim <= MAX_INDEXED_DIM and count_rows(engine, spec) > threshold
+def is_due(spec: StoredSpec, rows: int, threshold: int) -> bool:
+    """Whether a spec of so many rows is to have an index: it can, and one would pay."""
+    return spec.dim <= MAX_INDEXED_DIM and rows > threshold
 
 
 def index_definition(spec: StoredSpec, rows: int) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Engine
 
 from db.catalog import list_sources, queue_known
-from db.index import churn, drop_leftovers, is_due, is_indexed, is_outgrown
+from db.index import churn, count_rows, drop_leftovers, is_due, is_indexed, is_outgrown
 from db.prune import count_vanished, prune_records
 from db.prune import prune as prune_store
 from db.reports import SourceStatus, status
@@ -121,14 +121,19 @@ def reindex(request: ReindexRequest) -> State[ReindexReport]:
 def _reindex(engine: Engine, stored: StoredSpec, *, only_if_needed: bool) -> ReindexReport:
     leftovers = drop_leftovers(engine, stored)
     if not is_indexed(engine, stored):
-        due = is_due(engine, stored, StoreSettings().index_threshold)
-        outcome = "not needed" if not due else "built" if keep_index(engine, stored) else "busy"
+        outcome = "built" if keep_index(engine, stored) else _why_not(engine, stored)
         return ReindexReport(stored.name, None, outcome, leftovers)
     share, outgrown = churn(engine, stored), is_outgrown(engine, stored)
     if only_if_needed and not outgrown and share <= StoreSettings().reindex_churn:
         return ReindexReport(stored.name, share, "not needed", leftovers)
     outcome = "rebuilt" if renew_index(engine, stored) else "busy"
     return ReindexReport(stored.name, share, outcome, leftovers, outgrown)
+
+
+def _why_not(engine: Engine, stored: StoredSpec) -> str:
+    """Why no index was built: another process is at it, or none is due."""
+    due = is_due(stored, count_rows(engine, stored), StoreSettings().index_threshold)
+    return "busy" if due else "not needed"
 
 
 @flow(name="prune", flow_run_name=lambda: named("prune"), persist_result=False)

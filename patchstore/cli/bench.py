@@ -74,7 +74,7 @@ def bench(
     options = SpecOptions(
         backbone, absolute_weights(weights), patch_size, stride or max(1, patch_size // 2)
     )
-    folder = FolderSource(str(images)).root if images is not None else None
+    folder = FolderSource(images).root if images is not None else None
     if plots is not None:
         run.check_plots()
         plots.mkdir(parents=True, exist_ok=True)
