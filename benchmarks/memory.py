@@ -5,10 +5,11 @@ Measures the peak resident memory (VmHWM) of the process of `patchstore ingest` 
 is apart. The images are copies of the same few originals, shifted and written anew, so that each
 is a content of its own and both folders hold the same sizes.
 
-Or, with --sides, for one image of so many pixels a side each, which is held with its vectors.
+Or, with --sides, for one image of so many pixels a side each.
 
     python -m benchmarks.memory --images FOLDER --weights random:0
-    python -m benchmarks.memory --images FOLDER --mode dense --sides 2048 6000 12000
+    PATCHSTORE_MAX_PIXELS=2000000000 \\
+    python -m benchmarks.memory --images FOLDER --mode dense --sides 2048 8000 32000
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -96,9 +98,9 @@ def make_mosaic(originals: list[Path], side: int, folder: Path) -> None:
     Raises:
         SystemExit: none of the originals can be read.
     """
-    pixels = next(readable(originals))
-    times = (-(-side // pixels.shape[0]), -(-side // pixels.shape[1]), 1)
-    Image.fromarray(np.tile(pixels, times)[:side, :side]).save(folder / "mosaic.jpg", quality=92)
+    picture = pyvips.Image.new_from_array(next(readable(originals)), interpretation="srgb")
+    mosaic = picture.replicate(-(-side // picture.width), -(-side // picture.height))
+    mosaic.crop(0, 0, side, side).jpegsave(str(folder / "mosaic.jpg"), Q=92)
 
 
 def readable(originals: list[Path]) -> Iterator[NDArray[np.uint8]]:

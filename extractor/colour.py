@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,22 @@ _BAND_PIXELS = 2**20
 _Range = tuple[float, float]
 
 
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Bring a loaded image down to 8-bit sRGB; transparent parts are laid on white.
+class Bands(Protocol):
+    """An image of which bands can be had, each over the whole width."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def info(self) -> dict[Any, Any]: ...
+    def crop(self, box: tuple[int, int, int, int], /) -> Image.Image: ...
+
+
+def rgb_bands(image: Bands) -> Iterator[tuple[slice, Image.Image]]:
+    """Bring an image down to 8-bit sRGB; transparent parts are laid on white.
 
     Grey of more than 8 bits is scaled, never clipped: 16 bits by 255 / 65535. Integers of 32 bits
     and floats declare no range, so it is the smallest usual one that holds the values: 0..1
@@ -28,17 +43,15 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
     Goes band by band: what lies between the two would be several times an image's size.
 
-    Returns:
-        RGB uint8 (H, W, 3), C-contiguous.
+    Yields:
+        Which rows a band has, from the top down, and the band, of mode RGB.
     """
     grey = _grey_range(image) if image.mode.startswith(_WIDE) else None
-    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for rows, band in _bands(image):
-        pixels[rows] = np.asarray(_rgb(band, grey))
-    return pixels
+        yield rows, _rgb(band, grey)
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+def _bands(image: Bands) -> Iterator[tuple[slice, Image.Image]]:
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
@@ -76,7 +89,7 @@ def _has_key_colour(image: Image.Image) -> bool:
     return image.info.get("transparency") is not None
 
 
-def _grey_range(image: Image.Image) -> _Range:
+def _grey_range(image: Bands) -> _Range:
     """Which values of wide grey become black and white."""
     if image.mode.startswith("I;16"):
         return 0.0, 65535.0

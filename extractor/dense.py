@@ -22,7 +22,7 @@ from torch import Tensor
 from .field import Field
 from .pooling import GEM_EPS, GEM_POWER
 
-Rectangles = tuple[Sequence[Tensor], Sequence["Pixels"]]
+Rectangles = tuple[Sequence[NDArray[np.uint8]], Sequence["Pixels"]]
 Maps = Callable[[Iterable[Rectangles]], Iterable[Tensor]]
 Interval = tuple[int, int]
 
@@ -136,7 +136,7 @@ class DensePass:
 
     def pooled(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[NDArray[np.uint8]],
         owner: NDArray[np.int64],
         boxes: NDArray[np.int32],
     ) -> Tensor:
@@ -157,7 +157,7 @@ class DensePass:
         pooled = _chosen([sums[i] for i in range(len(images))], sides, owner)
         return pooled.pow_(1 / GEM_POWER) if self._gem else pooled
 
-    def _sides(self, image: Tensor, boxes: NDArray[np.int32]) -> _Sides:
+    def _sides(self, image: NDArray[np.uint8], boxes: NDArray[np.int32]) -> _Sides:
         """Lays boxes (B, 4) over the cells of both sides of an image."""
         height, width = image.shape[:2]
         axes, which = [], []

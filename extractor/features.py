@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -41,23 +40,13 @@ from .onnx import ExportedNetwork
 from .packed import packed
 from .patches import PatchCutter
 from .spec import FeatureSpec
+from .spool import release, spooled
 from .transfer import Transfers, late
+from .windows import Windows, needed_rows
 
 _Results = list[PatchFeatures | ImageError]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class _Windows:
-    """Windows `boxes` (N, 4), each of the image `owner` (N,)."""
-
-    images: Sequence[NDArray[np.uint8]]
-    owner: NDArray[np.int64]
-    boxes: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.boxes)
 
 
 class FeatureExtractor:
@@ -164,7 +153,7 @@ class FeatureExtractor:
             check_pixels(image.pixels, image.grid)
         counts = [len(image.grid) for image in images]
         vectors = self._begin(
-            _Windows(
+            Windows(
                 [image.pixels for image in images],
                 np.repeat(np.arange(len(images)), counts),
                 np.concatenate([self._cuts(image.grid) for image in images]),
@@ -237,10 +226,10 @@ class FeatureExtractor:
             at = {key: i for i, key in enumerate(pictures)}
             owner = np.array([at[id(region.picture)] for region in regions], dtype=np.int64)
             boxes = np.array([region.box for region in regions], dtype=np.int32)
-            windows = _Windows(list(pictures.values()), owner, boxes)
+            windows = Windows(list(pictures.values()), owner, boxes)
         return [self._vector(row) for row in self._begin(windows)()]
 
-    def _alone(self, regions: Sequence[Region]) -> _Windows:
+    def _alone(self, regions: Sequence[Region]) -> Windows:
         """Regions by themselves: of its picture each needs no more than is cut for it."""
         pixels: list[NDArray[np.uint8]] = []
         boxes: list[Sequence[int]] = []
@@ -253,7 +242,7 @@ class FeatureExtractor:
             else:
                 pixels.append(region.picture)
                 boxes.append(window)
-        return _Windows(pixels, np.arange(len(boxes)), np.array(boxes, dtype=np.int32))
+        return Windows(pixels, np.arange(len(boxes)), np.array(boxes, dtype=np.int32))
 
     def _vector(self, raw: NDArray[np.float32]) -> NDArray[np.float32] | ImageError:
         try:
@@ -271,8 +260,14 @@ class FeatureExtractor:
             return error
         return PatchFeatures(image.grid.boxes, image.grid.scales, vectors)
 
-    def _begin(self, windows: _Windows) -> Callable[[], NDArray[np.float32]]:
+    def _begin(self, windows: Windows) -> Callable[[], NDArray[np.float32]]:
         """Begin to run windows to raw vectors (N, D)."""
+        if windows.are_of_large_image:
+            vectors = self._by_parts(windows)
+            return lambda: vectors
+        return self._begin_at_once(windows)
+
+    def _begin_at_once(self, windows: Windows) -> Callable[[], NDArray[np.float32]]:
         if self._dense is not None:
             vectors = self._dense_vectors(self._dense, windows)
         elif isinstance(self._run, ExportedNetwork):
@@ -283,8 +278,19 @@ class FeatureExtractor:
                 vectors[batch] = fetched()
         return lambda: vectors
 
+    def _by_parts(self, windows: Windows) -> NDArray[np.float32]:
+        """Run windows of a large image, part by part: neither its pixels nor its vectors need to be
+        in memory as a whole."""
+        vectors: NDArray[np.float32] = spooled((len(windows), self.spec.dim), np.float32)
+        dense = self._dense is not None
+        for rows, part in windows.by_vectors(self.spec.dim) if dense else windows.by_rows():
+            vectors[rows] = self._begin_at_once(part)()
+            release(part.images[0])
+            release(vectors)
+        return vectors
+
     def _streamed(
-        self, network: ExportedNetwork, windows: _Windows
+        self, network: ExportedNetwork, windows: Windows
     ) -> Callable[[], NDArray[np.float32]]:
         """Begin several passes at once, each cut where it is computed."""
         tensors = [self._transfers.to_device(pixels) for pixels in windows.images]
@@ -309,7 +315,7 @@ class FeatureExtractor:
         return fetched
 
     def _passes(
-        self, windows: _Windows
+        self, windows: Windows
     ) -> Iterator[tuple[slice, Callable[[], NDArray[np.float32]]]]:
         """Queue the passes over windows, in order: which, and what waits for their vectors."""
         held: dict[int, Tensor] = {}  # each image is moved to the device once
@@ -334,14 +340,13 @@ class FeatureExtractor:
             start = batch.stop
 
     @torch.inference_mode()
-    def _dense_vectors(self, dense: DensePass, windows: _Windows) -> NDArray[np.float32]:
+    def _dense_vectors(self, dense: DensePass, windows: Windows) -> NDArray[np.float32]:
         assert isinstance(self._network, DenseNetwork)
         while True:
             with self._turn:
                 try:
                     # In float32: autocast would round the share of a cell that a box covers.
-                    on_device = [self._transfers.to_device(pixels) for pixels in windows.images]
-                    pooled = dense.pooled(on_device, windows.owner, windows.boxes)
+                    pooled = dense.pooled(windows.images, windows.owner, windows.boxes)
                     with self._arithmetic():
                         vectors: NDArray[np.float32] = self._network.vectors(pooled).cpu().numpy()
                 except torch.OutOfMemoryError:
@@ -351,6 +356,8 @@ class FeatureExtractor:
                     self._free()
                 else:
                     return vectors
+                finally:
+                    self._transfers.forget()
 
     def _maps(self, batches: Iterable[Rectangles]) -> Iterator[Tensor]:
         """The feature maps of each batch of rectangles of one size, float32 (N, C, h, w)."""
@@ -364,8 +371,12 @@ class FeatureExtractor:
 
     def _take(self, batch: Rectangles) -> Tensor:
         self._check_wanted()
-        images, rectangles = batch
-        return self._cutter.take(images, [(at.x, at.y, at.width, at.height) for at in rectangles])
+        bands, at = [], []
+        for image, pixels in zip(*batch, strict=True):
+            top, bottom = needed_rows(pixels.y, pixels.height, len(image))
+            bands.append(self._transfers.rows_to_device(image, top, bottom))
+            at.append((pixels.x, pixels.y - top, pixels.width, pixels.height))
+        return self._cutter.take(bands, at)
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Tensor:
@@ -384,7 +395,7 @@ class FeatureExtractor:
         black = np.zeros((self.spec.side, self.spec.side, 3), dtype=np.uint8)
         window = np.array([[0, 0, self.spec.side, self.spec.side]], dtype=np.int32)
         try:
-            self._begin(_Windows([black], np.zeros(1, dtype=np.int64), window))()
+            self._begin(Windows([black], np.zeros(1, dtype=np.int64), window))()
         except Exception as error:  # of the network, the compilers, or the device
             raise DeviceError(f"{COMPILED} cannot run this network: {one_line(error)}") from error
 

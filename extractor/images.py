@@ -9,8 +9,9 @@ import io
 import logging
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import IcnsImagePlugin, IcoImagePlugin, Image, UnidentifiedImageError, _imaging
 from PIL.ContainerIO import ContainerIO
 
-from .colour import to_rgb
+from .bands import by_bands
+from .colour import Bands, rgb_bands
 from .errors import (
     EmptyImageFile,
     ImageChanged,
@@ -32,12 +34,14 @@ from .errors import (
     one_line,
 )
 from .files import open_file
+from .spool import LARGE, release, spool_file, spooled
 
 DEFAULT_MAX_PIXELS = 178_956_970  # Pillow's own line between a large picture and a bomb
 # They start a program (Ghostscript), draw by the operating system, or are stubs without pixels.
 _REFUSED = frozenset({"EPS", "WMF", "EMF", "MPEG", "GRIB", "HDF5", "BUFR", "PDF"})
 _ORIENTATION = 0x0112
 _BYTES_A_PIXEL = 16  # four floats: no file of an image has more, but for its metadata
+_COPIED = 2**20  # bytes at once
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,16 +51,23 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BY_A_QUARTER = (5, 6, 7, 8)  # orientations under which rows become columns
+_BACKWARDS = (3, 4, 6, 7)  # under which the first row becomes the last
+Content = io.BytesIO | io.FileIO
+
 _PILLOW = re.compile(r"PIL\.")
 
 
-def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+def read_image(
+    source: bytes | Path | BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Decode an image to what a person sees: upright, in sRGB, its first frame, on white.
 
-    Safe to call from many threads at once.
+    Safe to call from many threads at once. A large JPEG, PNG or TIFF is decoded by bands into a
+    temporary file, see `spooled`.
 
     Args:
-        source: the encoded bytes, or the path of a file.
+        source: the encoded bytes, the path of a file, or what `read_content` gives.
         max_pixels: what the header may claim before nothing is decoded.
 
     Returns:
@@ -67,17 +78,26 @@ def read_image(source: bytes | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         OSError: when the file cannot be read now; the same call may succeed later.
     """
     if isinstance(source, Path):
-        with source.open("rb") as file:
-            source = read_content(file, max_pixels=max_pixels)
-    with _pillow_errors(max_pixels), _open(io.BytesIO(source), max_pixels) as image:
+        with source.open("rb") as own, read_content(own, max_pixels=max_pixels) as content:
+            return read_image(content, max_pixels=max_pixels)
+    with (
+        _opened(source) as file,
+        _pillow_errors(max_pixels),
+        _open(file, max_pixels) as image,
+    ):
+        if image.width * image.height > LARGE and (bands := by_bands(file, image)):
+            return _upright(bands, _orientation(image, file), spooled)
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
-        turn = _UPRIGHT.get(_orientation(image))
-        return to_rgb(image if turn is None else image.transpose(turn))
+        return _upright(image, _orientation(image), np.empty)
 
 
-def read_content(file: BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
-    """Read the bytes of an image's open file, unless there are more than any image has.
+def read_content(file: BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Content:
+    """Take the bytes of an image's open file, unless there are more than any image has.
+
+    Returns:
+        They are in memory, or many of them in a temporary file: what is decoded is what its digest
+        was taken of, whatever becomes of the file meanwhile.
 
     Raises:
         ImageTooLarge: more than `max_pixels` could take: reading them might take all memory.
@@ -90,7 +110,18 @@ def read_content(file: BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> byt
             "raise PATCHSTORE_MAX_PIXELS if it is one"
         )
     file.seek(0)
-    return file.read()
+    if size <= LARGE:
+        return io.BytesIO(file.read())
+    content = spool_file(size)
+    shutil.copyfileobj(file, content, _COPIED)
+    content.seek(0)
+    return content
+
+
+def digest(content: Content) -> bytes:
+    """SHA-256 of what `read_content` gives."""
+    content.seek(0)
+    return hashlib.file_digest(content, "sha256").digest()
 
 
 def read_stored(
@@ -104,9 +135,30 @@ def read_stored(
     """
     with open_file(uri) as file:
         content = read_content(file, max_pixels=max_pixels)
-    if hashlib.sha256(content).digest() != sha256:
-        raise ImageChanged("it has changed since it was ingested")
-    return read_image(content, max_pixels=max_pixels)
+    with content:
+        if digest(content) != sha256:
+            raise ImageChanged("it has changed since it was ingested")
+        return read_image(content, max_pixels=max_pixels)
+
+
+def shrunk(pixels: NDArray[np.uint8], side: int) -> Image.Image:
+    """Pixels as a picture that is still to be resized to a `side`, of a large image by bands.
+
+    Returns:
+        All of them; of a large image the means of equal squares, with at least three for a pixel of
+        what is to come, as Pillow's `reducing_gap` has them.
+    """
+    height, width = pixels.shape[:2]
+    factor = max(height, width) // (3 * side)
+    if height * width <= LARGE or factor < 2:
+        return Image.fromarray(pixels)
+    rows = factor * max(1, LARGE // 16 // (factor * width))
+    picture = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, rows):
+        band = Image.fromarray(pixels[top : top + rows]).reduce(factor)
+        picture.paste(band, (0, top // factor))
+        release(pixels)
+    return picture
 
 
 def read_size(
@@ -127,10 +179,8 @@ def read_size(
         _pillow_errors(max_pixels),
         _open(file, max_pixels) as image,
     ):
-        if image.format == "PNG" and "exif" not in image.info:
-            _find_late_exif(image, file)
         # Pillow gives the size of a turned TIFF as upright already.
-        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        turned = image.format != "TIFF" and _orientation(image, file) in _BY_A_QUARTER
         return (image.height, image.width) if turned else image.size
 
 
@@ -275,7 +325,29 @@ def _silence_libtiff() -> None:
         set_handler(None)
 
 
-def _orientation(image: Image.Image) -> int:
+def _upright(
+    image: Bands,
+    orientation: int,
+    make: Callable[[tuple[int, ...], type[np.uint8]], NDArray[np.uint8]],
+) -> NDArray[np.uint8]:
+    """An image in RGB and turned, band by band, in an array that is made for it."""
+    height, width = image.height, image.width
+    by_a_quarter = orientation in _BY_A_QUARTER
+    pixels = make((width, height, 3) if by_a_quarter else (height, width, 3), np.uint8)
+    turn = _UPRIGHT.get(orientation)
+    for rows, band in rgb_bands(image):
+        if orientation in _BACKWARDS:
+            rows = slice(height - rows.stop, height - rows.start)
+        at = (slice(None), rows) if by_a_quarter else rows
+        pixels[at] = np.asarray(band if turn is None else band.transpose(turn))
+        release(pixels)
+    return pixels
+
+
+def _orientation(image: Image.Image, file: IO[bytes] | None = None) -> int:
+    """By the image's EXIF; of a PNG that is not loaded it may lie behind the pixels in its file."""
+    if file is not None and image.format == "PNG" and "exif" not in image.info:
+        _find_late_exif(image, file)
     try:
         # The base class: PNG's own method decodes the pixels to look for EXIF behind them.
         return int(Image.Image.getexif(image).get(_ORIENTATION, 1))

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .spool import release
+
 T = TypeVar("T")
 
 
@@ -24,6 +26,7 @@ class Transfers:
     def __init__(self, device: torch.device) -> None:
         """Copies nothing yet."""
         self._device = device
+        self._last: tuple[tuple[int, int, int], Tensor] | None = None
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def to_device(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -38,6 +41,18 @@ class Transfers:
         computing.wait_stream(self._uploads)
         image.record_stream(computing)  # else its memory is free as soon as the copy is made
         return image
+
+    def rows_to_device(self, pixels: NDArray[np.uint8], top: int, bottom: int) -> Tensor:
+        """Move some rows of an image; those that were asked for last are there, until `forget`."""
+        asked, last = (id(pixels), top, bottom), self._last
+        if last is None or last[0] != asked:
+            release(pixels)  # of those that came before
+            last = self._last = asked, self.to_device(pixels[top:bottom])
+        return last[1]
+
+    def forget(self) -> None:
+        """Give back the memory of the rows that were moved last."""
+        self._last = None
 
     def to_host(self, vectors: Tensor) -> Callable[[], NDArray[np.float32]]:
         """Begin to fetch a result that may not be computed yet; the call waits for it."""

@@ -5,7 +5,6 @@ neither hashes, stores nor keeps a pixel. Each step can be tried again; what an 
 finished is not done twice.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.errors import Abandoned, ImageError, one_line
 from extractor.grid import spec_grid
-from extractor.images import read_image
+from extractor.images import digest, read_image
 from extractor.spec import FeatureSpec
 
 from .contact_sheet import ContactSheet
@@ -72,23 +71,25 @@ def extract_patches(
     troubled: list[str] = []
     for lease in batch.unread():
         try:
-            content = source.read(lease.uri, max_pixels)
+            image = _decoded(source, lease, spec, max_pixels)
         except ImageError as error:
             batch.failed[lease.image_id] = str(error)
-            continue
         except FileNotFoundError:
             batch.released.add(lease.image_id)  # the next scan finds it vanished
-            continue
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
             troubled.append(f"{lease.uri} {reason}")
             if last_try:
                 batch.failed[lease.image_id] = reason
-            continue
-        if hashlib.sha256(content).digest() != lease.sha256:
-            batch.released.add(lease.image_id)  # the next scan finds it changed
-            continue
-        _decode(batch, lease, content, spec, max_pixels)
+        except Exception as error:  # a decoder's bug: this image fails, the batch goes on
+            logger.exception("%s: unexpected error while decoding", lease.uri)
+            reason = f"cannot be decoded: {type(error).__name__}: {error}"
+            batch.failed[lease.image_id] = reason
+        else:
+            if image is None:
+                batch.released.add(lease.image_id)  # the next scan finds it changed
+            else:
+                batch.decoded[lease.image_id] = image
     if troubled and not last_try:
         raise TransientReadError(f"{len(troubled)} files, first: {troubled[0]}")
     return sum(len(image.grid.boxes) for image in batch.decoded.values())
@@ -171,18 +172,16 @@ def _give_back(batch: Batch, lease: Lease, engine: Engine) -> None:
         fail_image(engine, lease, reason)
 
 
-def _decode(batch: Batch, lease: Lease, content: bytes, spec: FeatureSpec, max_pixels: int) -> None:
-    try:
+def _decoded(
+    source: Source, lease: Lease, spec: FeatureSpec, max_pixels: int
+) -> DecodedImage | None:
+    """A leased image with its grid; None where its file is another one now."""
+    with source.read(lease.uri, max_pixels) as content:
+        if digest(content) != lease.sha256:
+            return None
         pixels = read_image(content, max_pixels=max_pixels)
-        height, width = pixels.shape[:2]
-        grid = spec_grid(spec, width, height)
-    except ImageError as error:
-        batch.failed[lease.image_id] = str(error)
-    except Exception as error:  # a decoder's bug: this image fails, the batch goes on
-        logger.exception("%s: unexpected error while decoding", lease.uri)
-        batch.failed[lease.image_id] = f"cannot be decoded: {type(error).__name__}: {error}"
-    else:
-        batch.decoded[lease.image_id] = DecodedImage(pixels, grid)
+    height, width = pixels.shape[:2]
+    return DecodedImage(pixels, spec_grid(spec, width, height))
 
 
 def _is_of_no_image(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from extractor.files import (
     status_of,
     storage_errors,
 )
-from extractor.images import image_suffixes, read_content
+from extractor.images import Content, image_suffixes, read_content
 from extractor.uris import absolute, is_remote, path_of, uri_of
 
 from .errors import SourceError
@@ -80,7 +80,7 @@ class Source(ABC):
         """A file, to be read from its start. Raises OSError."""
         return open_file(uri)
 
-    def read(self, uri: str, max_pixels: int) -> bytes:
+    def read(self, uri: str, max_pixels: int) -> Content:
         """The bytes of a file. Raises OSError; ImageTooLarge, as `read_content`."""
         with self.open(uri) as file:
             return read_content(file, max_pixels=max_pixels)

@@ -216,7 +216,8 @@ def _measure(
 def _decode(source: Source, file: FoundFile, spec: FeatureSpec) -> DecodedImage | None:
     try:
         max_pixels = ExtractorSettings().max_pixels
-        pixels = read_image(source.read(file.uri, max_pixels), max_pixels=max_pixels)
+        with source.read(file.uri, max_pixels) as content:
+            pixels = read_image(content, max_pixels=max_pixels)
         grid = spec_grid(spec, pixels.shape[1], pixels.shape[0])
     except (OSError, ImageError):
         return None

@@ -14,7 +14,7 @@ from db.errors import NotFound
 from db.search import Box, Hit
 from extractor.arrays import Region
 from extractor.errors import ImageError
-from extractor.images import read_stored
+from extractor.images import read_stored, shrunk
 from extractor.settings import ExtractorSettings
 
 from .export import whole_file
@@ -113,9 +113,10 @@ def _marked(pixels: Pixels | None, box: Box) -> str | None:
     """The whole image, small, with the box drawn on it."""
     if pixels is None:
         return None
-    image = Image.fromarray(pixels)
-    ratio = min(SIDE / max(image.size), 4.0)
-    image = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
+    height, width = pixels.shape[:2]
+    ratio = min(SIDE / max(width, height), 4.0)
+    size = max(1, round(width * ratio)), max(1, round(height * ratio))
+    image = shrunk(pixels, SIDE).resize(size)
     x, y, width, height = (round(value * ratio) for value in box)
     ImageDraw.Draw(image).rectangle(
         (x, y, x + width - 1, y + height - 1), outline="#e8472b", width=3
@@ -126,7 +127,7 @@ def _marked(pixels: Pixels | None, box: Box) -> str | None:
 def _crop(pixels: Pixels | None, box: Box) -> str | None:
     if pixels is None:
         return None
-    image = Image.fromarray(Region(pixels, box).pixels)
+    image = shrunk(Region(pixels, box).pixels, CROP)
     image.thumbnail((CROP, CROP))
     return _data_uri(image)
 

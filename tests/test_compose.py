@@ -33,7 +33,7 @@ OURS = {
     for kind in (StoreSettings, FlowSettings, ExtractorSettings, ServeSettings)
     for name in kind.model_fields
 }
-KNOWN_ELSEWHERE = {"PATCHSTORE_SECRETS_DIR", "POSTGRES_PASSWORD_FILE", "DO_NOT_TRACK"}
+KNOWN_ELSEWHERE = {"PATCHSTORE_SECRETS_DIR", "POSTGRES_PASSWORD_FILE", "DO_NOT_TRACK", "TMPDIR"}
 SECRET = re.compile(r"(PASSWORD|TOKENS?|AUTH_STRING|DATABASE_URL|CONNECTION_URL|KEY)$")
 ONE_SHOT = {"secrets", "migrate"}
 

@@ -17,7 +17,7 @@ from db.search import Box
 from extractor.arrays import Region
 from extractor.errors import ImageChanged, ImageError
 from extractor.files import file_status
-from extractor.images import read_stored
+from extractor.images import read_stored, shrunk
 from extractor.settings import ExtractorSettings
 
 from .pixels import PixelBudget
@@ -101,7 +101,7 @@ class Pictures:
         with self._budget.hold(picture.file.extent):
             pixels = self._original(picture.file)
             part = pixels if picture.box is None else Region(pixels, picture.box).pixels
-            return _encoded(Image.fromarray(part), picture.side)
+            return _encoded(shrunk(part, picture.side), picture.side)
 
     @cachedmethod(attrgetter("_originals"), condition=attrgetter("_read"))
     def _original(self, file: _File) -> NDArray[np.uint8]:

@@ -1,8 +1,10 @@
 """The three steps of a batch: each can be tried again, and one bad image stops nothing."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 from db.errors import TransientStoreError
 from db.ledger import Lease
 from db.writer import ImagePatches
+from extractor import images
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.errors import DegenerateFeatures, ImageError
 from flows import batch as steps
@@ -39,12 +42,12 @@ def read(batch: Batch, folder: Path, *, last_try: bool = False) -> int:
     )
 
 
-def extract(images: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
+def extract(decoded: Sequence[DecodedImage]) -> list[PatchFeatures | ImageError]:
     return [
         PatchFeatures(
             image.grid.boxes, image.grid.scales, np.ones((len(image.grid.boxes), 4), np.float32)
         )
-        for image in images
+        for image in decoded
     ]
 
 
@@ -87,11 +90,11 @@ def test_a_file_that_cannot_be_read_just_now_is_tried_again_and_fails_on_the_las
     batch = Batch(1, [lease_of(good, 1), lease_of(bad, 2)])
     reads: list[str] = []
 
-    def broken(_source: FolderSource, uri: str, _max_pixels: int) -> bytes:
+    def broken(_source: FolderSource, uri: str, _max_pixels: int) -> BytesIO:
         reads.append(Path(uri).name)
         if uri == str(bad):
             raise OSError(5, "Input/output error")
-        return Path(uri).read_bytes()
+        return BytesIO(Path(uri).read_bytes())
 
     monkeypatch.setattr(FolderSource, "read", broken)
     with pytest.raises(TransientReadError, match=r"1 files, first: .*bad\.png cannot be read"):
@@ -99,6 +102,21 @@ def test_a_file_that_cannot_be_read_just_now_is_tried_again_and_fails_on_the_las
     read(batch, folder, last_try=True)
     assert reads == ["good.png", "bad.png", "bad.png"]
     assert batch.failed == {2: "cannot be read: Input/output error"}
+
+
+def test_a_disk_without_room_for_a_large_picture_is_tried_again(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    batch = Batch(1, [lease_of(paint("large.png"))])
+    monkeypatch.setattr(images, "LARGE", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(TransientReadError, match=r"large\.png cannot be read: no room for"):
+            read(batch, folder)
+    assert read(batch, folder) == 9
 
 
 def test_degenerate_vectors_fail_their_image_alone(folder: Path, paint: Paint) -> None:

@@ -62,7 +62,8 @@ def test_an_object_is_read_by_its_uri(bucket: Any, key: str) -> None:
     source = source_at(bucket.url)
     (file,) = source.files()
     assert file.uri == f"{bucket.url}/{key}"
-    assert source.read(file.uri, 100) == JPEG
+    with source.read(file.uri, 100) as content:
+        assert content.read() == JPEG
 
 
 def test_the_mark_moves_with_the_content_alone(bucket: Any) -> None:

@@ -1,0 +1,173 @@
+"""Pixels of large files a few rows at a time, where Pillow decodes an image as a whole.
+
+By libvips (https://www.libvips.org), whose decoders of JPEG, PNG and TIFF give the same values as
+Pillow's. What is large and of another kind, Pillow decodes.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from functools import cache
+from types import ModuleType
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from .errors import TruncatedImage, one_line
+
+log = logging.getLogger(__name__)
+
+# By Pillow's mode and how many values a pixel has for libvips, which looks palettes and key colours
+# up: the mode of a band.
+_MODES = {
+    ("1", 1): "L",
+    ("L", 1): "L",
+    ("L", 2): "LA",
+    ("LA", 2): "LA",
+    ("P", 3): "RGB",
+    ("P", 4): "RGBA",
+    ("RGB", 3): "RGB",
+    ("RGB", 4): "RGBA",
+    ("RGBA", 4): "RGBA",
+    ("CMYK", 4): "CMYK",
+    ("I;16", 1): "I;16",
+    ("I;16B", 1): "I;16",
+    ("I", 1): "I",
+    ("F", 1): "F",
+}
+_NUMBERS = {
+    "uchar": np.uint8,
+    "ushort": np.uint16,
+    "short": np.int16,
+    "int": np.int32,
+    "float": np.float32,
+}
+# What the values of a mode are, and the numbers of libvips that they may be made of.
+_BYTES = (np.uint8, {"uchar", "ushort"})
+_WIDE = {
+    "I;16": (np.uint16, {"ushort"}),
+    "I": (np.int32, {"short", "int"}),
+    "F": (np.float32, {"float"}),
+}
+_COMPRESSIONS = {
+    "raw",
+    "tiff_lzw",
+    "tiff_deflate",
+    "tiff_adobe_deflate",
+    "packbits",
+    "jpeg",
+    "tiff_ccitt",
+    "group3",
+    "group4",
+}
+_COLOURS, _YCBCR = 262, 6  # TIFF's tags, and values of theirs
+_PLANES, _TOGETHER = 284, 1
+_EXTRA, _PREMULTIPLIED = 338, 1
+
+
+def by_bands(file: IO[bytes], image: Image.Image) -> BandedImage | None:
+    """A file that Pillow has opened and not loaded, to be decoded by bands.
+
+    None where libvips does not give what Pillow gives of such a file.
+    """
+    try:
+        return BandedImage(file, image)
+    except ValueError as error:
+        log.debug("decoded as a whole: %s", error)
+        return None
+
+
+class BandedImage:
+    """An image that is decoded from the top down while its bands are asked for.
+
+    Attributes:
+        mode: of a band, as Pillow names it.
+        width: as it is stored, not turned upright, in pixels.
+        height: likewise.
+        info: what Pillow found beside the pixels.
+    """
+
+    def __init__(self, file: IO[bytes], image: Image.Image) -> None:
+        """Reads the header. Raises ValueError, see `by_bands`."""
+        if image.format not in ("JPEG", "PNG", "TIFF") or not _is_plain(image):
+            raise ValueError(f"a {image.format} that is not read by bands")
+        self._file = file
+        self._load = f"{image.format.lower()}load_source"
+        opened = self._open()
+        self.mode = _MODES.get((image.mode, opened.bands), "")
+        self._format = opened.format
+        _, formats = _WIDE.get(self.mode, _BYTES)
+        self.width, self.height = opened.width, opened.height
+        # Pillow has turned the size of a TIFF already.
+        same_size = sorted((self.width, self.height)) == sorted(image.size)
+        if not self.mode or self._format not in formats or not same_size:
+            raise ValueError(f"{opened.bands} values of {self._format} for {image.mode}")
+        self.info = {key: value for key, value in image.info.items() if key != "transparency"}
+        self._region, self._next = _vips().Region.new(opened), 0
+
+    def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
+        """A band over the whole width; one above the last is decoded from the top on.
+
+        Raises:
+            TruncatedImage: it cannot be decoded.
+        """
+        _, top, width, bottom = box
+        try:
+            if top < self._next:
+                self._region = _vips().Region.new(self._open())
+            raw = self._region.fetch(0, top, width, bottom - top)
+        except _vips().Error as error:
+            # Before it, libvips tells what it has met since its last error.
+            *_, last = str(error).strip().splitlines()
+            raise TruncatedImage(f"it is cut off or corrupt: {last.strip()}") from error
+        self._next = bottom
+        return self._band(np.frombuffer(raw, _NUMBERS[self._format]), (width, bottom - top))
+
+    def _band(self, values: NDArray[Any], size: tuple[int, int]) -> Image.Image:
+        if self.mode in _WIDE:
+            kind, _ = _WIDE[self.mode]
+            band = Image.fromarray(values.reshape(size[::-1]).astype(kind))
+        else:
+            octets = values >> 8 if values.dtype == np.uint16 else values
+            band = Image.frombytes(self.mode, size, octets.astype(np.uint8).tobytes())
+        band.info = dict(self.info)
+        return band
+
+    def _open(self) -> Any:
+        vips = _vips()
+        if isinstance(self._file, io.BytesIO):
+            source = vips.Source.new_from_memory(self._file.getvalue())
+        else:
+            self._file.seek(0)
+            source = vips.Source.new_from_descriptor(self._file.fileno())
+        try:
+            return getattr(vips.Image, self._load)(source, access="sequential", fail_on="error")
+        except vips.Error as error:
+            raise ValueError(one_line(error)) from error
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether both decoders take a file's values the same way; of a TIFF it depends on its kind."""
+    if not isinstance(image, TiffImageFile):
+        return True
+    tags, compression = image.tag_v2, image.info.get("compression")
+    return (
+        compression in _COMPRESSIONS
+        and (tags.get(_COLOURS) != _YCBCR or compression == "jpeg")
+        and tags.get(_PLANES, _TOGETHER) == _TOGETHER
+        and _PREMULTIPLIED not in tags.get(_EXTRA, ())
+    )
+
+
+@cache
+def _vips() -> ModuleType:
+    """Its import takes a while, and few images need it."""
+    import pyvips
+
+    pyvips.cache_set_max(0)  # it would keep files open that have been read
+    logging.getLogger("pyvips").setLevel(logging.CRITICAL)  # it warns of what it raises as well
+    return cast(ModuleType, pyvips)

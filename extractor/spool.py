@@ -1,0 +1,58 @@
+"""Arrays that lie in a file instead of memory, for images of any size.
+
+The file is in the folder of temporary files (`TMPDIR`), has no name and ends with the array, or
+with the process. What of it has been read or written, the system may drop from memory at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import tempfile
+from io import FileIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+LARGE = 2**26  # pixels: 200 MB decoded, and 470 MB while Pillow decodes them
+
+
+def spooled(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """An array of zeros in such a file. Raises OSError where the disk has no room for it."""
+    with spool_file(math.prod(shape) * np.dtype(dtype).itemsize) as file:
+        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
+
+
+def release(array: NDArray[Any]) -> None:
+    """Let what was touched of a spooled array leave this process's memory; others are left."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def spool_file(size: int) -> FileIO:
+    """Such a file of zeros, at its start. Raises OSError where the disk has no room for it.
+
+    A full disk would otherwise end the process where it touches a page that has no room.
+    """
+    # Without a buffer, which would not notice that somebody else reads by the descriptor.
+    file = tempfile.TemporaryFile(buffering=0, prefix="patchstore-")  # noqa: SIM115  returned
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"no room for {size:,} bytes in {tempfile.gettempdir()}; set TMPDIR to a larger disk",
+        ) from error
+    return file
