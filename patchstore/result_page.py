@@ -27,6 +27,9 @@ _STACKED = "main { display: grid; gap: 1.25rem; padding-block: 2rem; }"
 STYLE = Path(__file__).parent / "api" / "page" / "page.css"  # the look of the service's page
 
 
+_Overview = tuple[Image.Image, float]  # an image, small, and its size by that of the original
+
+
 def render(
     engine: Engine, title: str, about: str, metric: str, asked: Asked, hits: Sequence[Hit]
 ) -> str:
@@ -47,13 +50,11 @@ def render(
             picture = _read(engine, asked.image_ids[0])
         question = (
             '<div class="question">'
-            + _figure(_marked(picture, asked.box), "the question, in its image")
+            + _figure(_marked(_overview(picture), asked.box), "the question, in its image")
             + _figure(_crop(picture, asked.box), f"asked for: {_box(asked.box)}")
             + "</div>"
         )
-    items = "".join(
-        f"<li>{_hit(engine, rank, hit, metric)}</li>" for rank, hit in enumerate(hits, start=1)
-    )
+    items = "".join(f"<li>{figure}</li>" for figure in _figures(engine, hits, metric))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -72,10 +73,23 @@ def write(path: Path, page: str) -> None:
         partial.write_text(page, encoding="utf-8")
 
 
-def _hit(engine: Engine, rank: int, hit: Hit, metric: str) -> str:
+def _figures(engine: Engine, hits: Sequence[Hit], metric: str) -> list[str]:
+    """One a hit, in order. Each image is read once: a large one takes a while."""
+    figures = [""] * len(hits)
+    by_image: dict[int, list[int]] = {}
+    for row, hit in enumerate(hits):
+        by_image.setdefault(hit.image_id, []).append(row)
+    for image_id, rows in by_image.items():
+        overview = _overview(_read(engine, image_id))
+        for row in rows:
+            figures[row] = _hit(overview, row + 1, hits[row], metric)
+    return figures
+
+
+def _hit(overview: _Overview | None, rank: int, hit: Hit, metric: str) -> str:
     agreed = "" if hit.matched is None else f'<span class="matched">{hit.matched} agree</span>'
     return _figure(
-        _marked(_read(engine, hit.image_id), hit.box),
+        _marked(overview, hit.box),
         f'<span class="measured">{rank}. <b class="distance">{hit.distance:.4f}</b> {metric}</span>'
         f'<span class="name" title="{html.escape(hit.uri)}">'
         f"{html.escape(PurePath(hit.uri).name)}</span>"
@@ -109,14 +123,20 @@ def _read(engine: Engine, image_id: int) -> Pixels | None:
         return None
 
 
-def _marked(pixels: Pixels | None, box: Box) -> str | None:
-    """The whole image, small, with the box drawn on it."""
+def _overview(pixels: Pixels | None) -> _Overview | None:
     if pixels is None:
         return None
     height, width = pixels.shape[:2]
     ratio = min(SIDE / max(width, height), 4.0)
     size = max(1, round(width * ratio)), max(1, round(height * ratio))
-    image = shrunk(pixels, SIDE).resize(size)
+    return shrunk(pixels, SIDE).resize(size), ratio
+
+
+def _marked(overview: _Overview | None, box: Box) -> str | None:
+    """The whole image, small, with the box drawn on it."""
+    if overview is None:
+        return None
+    image, ratio = overview[0].copy(), overview[1]
     x, y, width, height = (round(value * ratio) for value in box)
     ImageDraw.Draw(image).rectangle(
         (x, y, x + width - 1, y + height - 1), outline="#e8472b", width=3
