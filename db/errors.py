@@ -5,7 +5,7 @@ StoreError
 │   └── NotPermitted        the role in the database may not do this
 ├── SchemaError             the schema is missing or of another version: `patchstore db upgrade`
 ├── SpecConflict            the name is taken: by another recipe, a spec or an alias
-├── SpecInUse               a spec that is asked for, or being computed, cannot be removed
+├── InUse                   a spec or a source that somebody needs now cannot be removed
 ├── SpecIncomplete          a spec that lacks images cannot take an alias over
 ├── NotFound                no such spec, image, patch or source
 │   └── SpecBuilding        nothing of the spec is searchable yet: ask again in a while
@@ -38,8 +38,8 @@ class SpecConflict(StoreError):
     """The name is taken: a spec with another recipe, a spec, or an alias has it."""
 
 
-class SpecInUse(StoreError):
-    """The spec cannot be removed: an alias stands for it, or a run computes it."""
+class InUse(StoreError):
+    """It cannot be removed: an alias stands for the spec, or a run computes it or the source."""
 
 
 class SpecIncomplete(StoreError):

@@ -5,7 +5,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .catalog import IN_ORDER, PRUNE_LOCK
 from .engine import store_errors
-from .errors import SpecInUse
+from .errors import InUse
 from .ledger import LIVE_RUNS, lock_images
 from .specs import OF_ANY_SPEC, StoredSpec, lock_names
 
@@ -29,11 +29,27 @@ def prune(engine: Engine, keep_days: float = 0) -> dict[str, int]:
     that are leased right now stay for the next time, and so does the old content of a changed file
     while searches show it.
     """
-    deleted = {"locations": _forget_vanished(engine, keep_days), **dict.fromkeys(_PRUNE, 0)}
-    last: int | None = 0
-    while last is not None:
-        last = _delete_images(engine, last, deleted)
-    return deleted
+    return {"locations": _forget_vanished(engine, keep_days), **_delete_unshown(engine)}
+
+
+def forget_source(engine: Engine, source_id: int) -> dict[str, int]:
+    """Deletes a source with its files, runs and metadata, then images that no location shows.
+
+    Searches show nothing of it at once. Killed after that, it leaves images for the next `prune`;
+    images that are leased right now stay for that, too.
+
+    Raises:
+        InUse: a run is computing it.
+    """
+    with store_errors(), engine.begin() as connection:
+        _keep_scans_out(connection)
+        _check_no_run(connection, "source_id", source_id, "this source")
+        rows = connection.execute(text(_FORGET_LOCATIONS), {"source": source_id}).all()
+        shown = sorted({i for row in rows for i in row if i is not None})
+        connection.execute(text("SELECT patchstore.refresh_visibility(:images)"), {"images": shown})
+        for statement in _FORGET_SOURCE:
+            connection.execute(text(statement), {"source": source_id})
+    return {"locations": len(rows), **_delete_unshown(engine)}
 
 
 def count_vanished(engine: Engine) -> int:
@@ -63,7 +79,7 @@ def remove_spec(engine: Engine, spec: StoredSpec) -> int:
     search is going on.
 
     Raises:
-        SpecInUse: an alias stands for it, or a run is computing it.
+        InUse: an alias stands for it, or a run is computing it.
         TransientStoreError: no such moment was found.
     """
     with store_errors(), engine.begin() as connection:
@@ -85,6 +101,15 @@ def _forget_vanished(engine: Engine, keep_days: float) -> int:
         lock_images(connection, list(connection.execute(text(_HIDDEN_PREVIOUS)).scalars()))
         connection.execute(text(_FORGET_PREVIOUS))
         return connection.execute(text(_FORGET_VANISHED), {"days": keep_days}).rowcount
+
+
+def _delete_unshown(engine: Engine) -> dict[str, int]:
+    """Deletes images that no location shows, some at a time; returns how many rows of what."""
+    deleted = dict.fromkeys(_PRUNE, 0)
+    last: int | None = 0
+    while last is not None:
+        last = _delete_images(engine, last, deleted)
+    return deleted
 
 
 def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int | None:
@@ -111,21 +136,23 @@ def _check_unused(connection: Connection, spec: StoredSpec) -> None:
         {"spec": spec.id},
     ).scalars()
     if names := ", ".join(aliases):
-        raise SpecInUse(
+        raise InUse(
             f"spec {spec.name!r} is what searches by {names} ask; first "
             "patchstore spec promote another one, or remove the alias"
         )
+    _check_no_run(connection, "spec_id", spec.id, f"spec {spec.name!r}")
+
+
+def _check_no_run(connection: Connection, column: str, value: int, what: str) -> None:
     run = connection.execute(
         text(
             "SELECT id, host FROM patchstore.ingest_run "
-            f"WHERE spec_id = :spec AND id IN ({LIVE_RUNS}) LIMIT 1"
+            f"WHERE {column} = :value AND id IN ({LIVE_RUNS}) LIMIT 1"
         ),
-        {"spec": spec.id},
+        {"value": value},
     ).one_or_none()
     if run is not None:
-        raise SpecInUse(
-            f"spec {spec.name!r} is being computed by run {run.id} on {run.host}; stop it first"
-        )
+        raise InUse(f"{what} is being computed by run {run.id} on {run.host}; stop it first")
 
 
 def _drop_partition(connection: Connection, spec: StoredSpec) -> None:
@@ -162,6 +189,18 @@ DELETE FROM patchstore.image_location l
          WHERE vanished_at <= clock_timestamp() - {_DAYS} {IN_ORDER}) gone
  WHERE l.id = gone.id
 """
+
+_FORGET_LOCATIONS = f"""
+DELETE FROM patchstore.image_location l
+ USING (SELECT id FROM patchstore.image_location WHERE source_id = :source {IN_ORDER}) its
+ WHERE l.id = its.id
+RETURNING l.image_id, l.previous_image_id
+"""
+
+_FORGET_SOURCE = (
+    "DELETE FROM patchstore.ingest_run WHERE source_id = :source",
+    "DELETE FROM patchstore.source WHERE id = :source",
+)
 
 _COUNT_VANISHED = "SELECT count(*) FROM patchstore.image_location WHERE vanished_at IS NOT NULL"
 

@@ -8,8 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import typer
 from rich.console import Console
 from rich.table import Table
+
+from patchstore.errors import PatchstoreError
 
 FAILED = 1
 SOME_IMAGES_FAILED = 3
@@ -30,6 +33,19 @@ def fail(message: str) -> NoReturn:
     """Prints one line to standard error and ends with exit code 1."""
     say(f"error: {message}")
     raise SystemExit(FAILED)
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Asks before something is deleted for good. Raises PatchstoreError unless somebody says yes.
+
+    `yes`: it was said already.
+    """
+    try:
+        agreed = yes or typer.confirm(question, err=True)
+    except typer.Abort:  # standard input has no answer, or Ctrl-C
+        agreed = False
+    if not agreed:
+        raise PatchstoreError("nobody said yes, so nothing is deleted; --yes does not ask")
 
 
 def visible(text: object) -> str:

@@ -86,17 +86,25 @@ def retry(
 ) -> None:
     """Queue failed images again; the next ingest computes them."""
     from db.ledger import retry_failed
-    from db.reports import source_id
-    from flows.sources import root_of
     from patchstore.store import open_store
 
-    root = None if source is None else root_of(source)
     engine = open_store()
-    if root is not None and source_id(engine, root) is None:
-        raise PatchstoreError(f"{source} was never ingested; patchstore status lists what was")
+    root = None if source is None else find_source(engine, source)[0]
     count = retry_failed(engine, _own_name(engine, spec), root)
     then = "; run patchstore ingest FOLDER to compute them" if count else ""
     say(f"failed images that are pending again: {count}{then}")
+
+
+def find_source(engine: "Engine", place: str) -> tuple[str, int]:
+    """By which root the store knows a folder or a URL, and its id. Raises PatchstoreError."""
+    from db.reports import source_id
+    from flows.sources import root_of
+
+    root = root_of(place)
+    known = source_id(engine, root)
+    if known is None:
+        raise PatchstoreError(f"{place} was never ingested; patchstore status lists what was")
+    return root, known
 
 
 def export(

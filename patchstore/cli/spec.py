@@ -7,7 +7,7 @@ import typer
 
 from patchstore.errors import PatchstoreError
 
-from .console import print_json, print_line, print_table, say
+from .console import confirm, print_json, print_line, print_table, say
 
 app = typer.Typer(
     help="Feature specs: add, list, show, promote, remove.",
@@ -184,14 +184,6 @@ def remove(
         remove_alias(engine, name)
         say(f"{name} is no alias any more; spec {spec.name} is as it was")
         return
-    if not yes and not _agreed(f"delete spec {name} with all of its vectors, for good?"):
-        raise PatchstoreError("nobody said yes, so nothing is deleted; --yes does not ask")
+    confirm(f"delete spec {name} with all of its vectors, for good?", yes=yes)
     patches = remove_spec(engine, spec)
     say(f"deleted spec {name} with {patches} patches")
-
-
-def _agreed(question: str) -> bool:
-    try:
-        return typer.confirm(question, err=True)
-    except typer.Abort:  # standard input has no answer, or Ctrl-C
-        return False

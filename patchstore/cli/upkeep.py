@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import SOME_IMAGES_FAILED, SOMETHING_WRONG, print_json, print_table, say
+from .console import (
+    SOME_IMAGES_FAILED,
+    SOMETHING_WRONG,
+    confirm,
+    print_json,
+    print_table,
+    say,
+)
+from .reports import find_source
 from .startup import loading
 
 if TYPE_CHECKING:
@@ -117,6 +125,27 @@ def prune(
     )
     if kept := deleted["kept"]:
         say(f"kept {kept} files that vanished only lately; to delete them, too: --keep-days 0")
+
+
+def forget(
+    source: Annotated[str, typer.Argument(help="A folder that was ingested.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a source for good, with the vectors of what no other source shows; no file is touched.
+
+    The next ingest of the folder, or of a schedule, begins anew.
+    """
+    from db.prune import forget_source
+    from patchstore.store import open_store
+
+    engine = open_store()
+    root, known = find_source(engine, source)
+    confirm(f"forget {root} with the vectors and the metadata of its images, for good?", yes=yes)
+    deleted = forget_source(engine, known)
+    say(
+        f"forgot {root}: {deleted['locations']} files; deleted {deleted['images']} images with "
+        f"{deleted['patches']} patches"
+    )
 
 
 def backfill(

@@ -1,5 +1,6 @@
 """What a person types, and what comes back."""
 
+import io
 import json
 import os
 import re
@@ -226,6 +227,26 @@ def test_prune_deletes_what_vanished_once_it_is_old_enough(command: Any, ingeste
     assert "kept 1 files that vanished only lately" in said
     said = command("prune", "--keep-days", 0).err
     assert "deleted 1 vanished files, 1 images, 9 patches, records of 0 runs" in said
+
+
+def test_a_source_is_forgotten_while_its_files_are_still_there(
+    command: Any, ingested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(ingested / "0.png", other)
+    command("ingest", other, "--spec", "tiny")
+    assert "nobody said yes" in command("forget", ingested).err
+    said = command("forget", ingested, "--yes").err
+    assert "3 files; deleted 2 images with 18 patches" in said
+    hits = json.loads(command("search", "--image", other / "0.png", "-k", 27, "--json").out)
+    assert {hit["uri"] for hit in hits["hits"]} == {str(other / "0.png")}
+    assert str(ingested) not in command("status").out
+    again = command("forget", ingested, "--yes")
+    assert (again.code, "was never ingested" in again.err) == (1, True)
+    command("ingest", ingested, "--spec", "tiny")
+    assert str(ingested) in command("status").out
 
 
 def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(

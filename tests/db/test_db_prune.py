@@ -7,10 +7,11 @@ import pytest
 
 import db.prune
 from db.aliases import promote
-from db.errors import SpecInUse, TransientStoreError
+from db.errors import InUse, TransientStoreError
 from db.index import build_index
 from db.ledger import finish_run
-from db.prune import count_vanished, prune, prune_records, remove_spec
+from db.prune import count_vanished, forget_source, prune, prune_records, remove_spec
+from db.reports import status
 from db.search import search
 from db.specs import list_specs
 
@@ -206,14 +207,14 @@ def test_a_removed_spec_leaves_nothing_and_the_others_as_they_were(store, spec):
 def test_a_spec_that_an_alias_stands_for_is_not_removed(store, spec):
     store.ingest(spec, {"a": "1"})
     promote(store.engine, spec, "live")
-    with pytest.raises(SpecInUse, match="what searches by live ask"):
+    with pytest.raises(InUse, match="what searches by live ask"):
         remove_spec(store.engine, spec)
     assert store.shown(spec) == {"a"}
 
 
 def test_a_spec_that_a_run_is_computing_is_not_removed(store, spec):
     run = store.run(spec)
-    with store.alive(run), pytest.raises(SpecInUse, match=f"being computed by run {run} on "):
+    with store.alive(run), pytest.raises(InUse, match=f"being computed by run {run} on "):
         remove_spec(store.engine, spec)
 
 
@@ -221,7 +222,7 @@ def test_a_spec_is_not_removed_under_a_live_run_whatever_is_recorded_of_it(store
     run = store.run(spec)
     with store.alive(run):
         store.sql("UPDATE patchstore.ingest_run SET state = 'crashed'")
-        with pytest.raises(SpecInUse, match="being computed"):
+        with pytest.raises(InUse, match="being computed"):
             remove_spec(store.engine, spec)
 
 
@@ -250,3 +251,42 @@ def test_a_removal_that_finds_no_moment_changes_nothing(store, spec, monkeypatch
         with pytest.raises(TransientStoreError, match="lock timeout"):
             remove_spec(store.engine, spec)
     assert store.shown(spec) == {"a"}
+
+
+def test_a_forgotten_source_leaves_nothing_of_its_own(store, spec):
+    store.ingest(spec, {"a": "1", "b": "2"})
+    store.ingest(spec, {"a": "1", "b": "3"})  # whose old content is still there
+    store.ingest(spec, {"c": "2"}, root="/other")
+    assert forget_source(store.engine, store.source()) == {
+        "locations": 2,
+        "patches": 6,
+        "extractions": 2,
+        "images": 2,
+    }
+    assert store.shown(spec) == {"c"}
+    assert [row.source for row in status(store.engine)] == ["/other"]
+    assert store.scalar("SELECT count(*) FROM patchstore.ingest_run") == 1
+
+
+def test_an_image_that_another_source_shows_stays(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.ingest(spec, {"b": "1"}, root="/other")
+    assert forget_source(store.engine, store.source())["patches"] == 0
+    assert store.shown(spec) == {"b"}
+
+
+def test_a_source_that_a_run_is_computing_is_not_forgotten(store, spec):
+    store.ingest(spec, {"a": "1"})
+    run = store.run(spec)
+    with store.alive(run), pytest.raises(InUse, match=f"being computed by run {run} on "):
+        forget_source(store.engine, store.source())
+    assert store.shown(spec) == {"a"}
+
+
+def test_what_another_run_is_computing_of_a_forgotten_source_is_left_to_it(store, spec):
+    store.scan(spec, {"a": "1"})
+    (lease,) = store.lease(spec)
+    assert forget_source(store.engine, store.source())["images"] == 0
+    assert store.shown(spec) == set()
+    store.write(spec, lease)
+    assert prune(store.engine)["patches"] == 3
