@@ -241,7 +241,7 @@ def test_a_source_is_forgotten_while_its_files_are_still_there(
     said = command("forget", ingested, "--yes").err
     assert "3 files; deleted 2 images with 18 patches" in said
     hits = json.loads(command("search", "--image", other / "0.png", "-k", 27, "--json").out)
-    assert {hit["uri"] for hit in hits["hits"]} == {str(other / "0.png")}
+    assert {hit["uri"] for hit in hits} == {str(other / "0.png")}
     assert str(ingested) not in command("status").out
     again = command("forget", ingested, "--yes")
     assert (again.code, "was never ingested" in again.err) == (1, True)
