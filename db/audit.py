@@ -87,7 +87,7 @@ def sample_files(engine: Engine, spec: StoredSpec, count: int) -> list[tuple[str
 
 
 def measure_recall(engine: Engine, spec: StoredSpec, queries: NDArray[np.float32]) -> float | None:
-    """The share of the 10 nearest patches that searches find; None where they are exact anyway.
+    """The share of the 10 nearest patches that searches find; None where they are exact, or empty.
 
     Counted by distance: of two patches that are equally far either is right.
 
@@ -104,10 +104,12 @@ def measure_recall(engine: Engine, spec: StoredSpec, queries: NDArray[np.float32
         found = search_many(engine, spec, asked, SearchOptions(K))
         truth = search_many(engine, spec, asked, SearchOptions(K, exact=True))
         for answer, exact in zip(found, truth, strict=True):
+            if not exact.hits:  # whatever there was has vanished meanwhile
+                continue
             furthest = exact.hits[-1].distance
             right = sum(hit.distance <= furthest for hit in answer.hits)
             shares.append(right / len(exact.hits))
-    return float(np.mean(shares))
+    return float(np.mean(shares)) if shares else None
 
 
 def check_ledger(engine: Engine, spec: StoredSpec) -> LedgerCheck:

@@ -150,6 +150,12 @@ def test_equally_far_patches_are_equally_right(store):
     assert measure_recall(store.engine, spec, store.vectors(1)) == 1
 
 
+def test_an_index_of_which_everything_has_vanished_has_no_recall(store, spec):
+    build_index(store.engine, spec, threshold=0, memory_mb=16)
+    store.scan(spec, {})
+    assert measure_recall(store.engine, spec, store.vectors(1)) is None
+
+
 def test_an_audit_is_kept(store, spec):
     record_audit(store.engine, spec, recall=0.5, sampled=3, report={"problems": []})
     (row,) = store.sql("SELECT spec_id, recall, sampled, report FROM patchstore.audit")
