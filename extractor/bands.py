@@ -17,21 +17,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from .errors import TruncatedImage, one_line
+from .errors import TruncatedImage
 
 log = logging.getLogger(__name__)
 
-# By Pillow's mode and how many values a pixel has for libvips, which looks palettes and key colours
-# up: the mode of a band.
+_LOADERS = {
+    "JPEG": "jpegload_source",
+    "MPO": "jpegload_source",  # of which the first picture is read
+    "PNG": "pngload_source",
+    "TIFF": "tiffload_source",
+}
+# By Pillow's mode and how many values a pixel has for libvips, which looks palettes up: the mode of
+# a band.
 _MODES = {
     ("1", 1): "L",
     ("L", 1): "L",
-    ("L", 2): "LA",
     ("LA", 2): "LA",
     ("P", 3): "RGB",
     ("P", 4): "RGBA",
     ("RGB", 3): "RGB",
-    ("RGB", 4): "RGBA",
     ("RGBA", 4): "RGBA",
     ("CMYK", 4): "CMYK",
     ("I;16", 1): "I;16",
@@ -64,9 +68,10 @@ _COMPRESSIONS = {
     "group3",
     "group4",
 }
-_COLOURS, _YCBCR = 262, 6  # TIFF's tags, and values of theirs
+# TIFF's tags, and values of theirs.
+_COLOURS, _WHITE_IS_ZERO, _YCBCR = 262, 0, 6
 _PLANES, _TOGETHER = 284, 1
-_EXTRA, _PREMULTIPLIED = 338, 1
+_EXTRA, _ALPHA = 338, (2,)
 
 
 def by_bands(file: IO[bytes], image: Image.Image) -> BandedImage | None:
@@ -93,10 +98,10 @@ class BandedImage:
 
     def __init__(self, file: IO[bytes], image: Image.Image) -> None:
         """Reads the header. Raises ValueError, see `by_bands`."""
-        if image.format not in ("JPEG", "PNG", "TIFF") or not _is_plain(image):
+        if image.format not in _LOADERS or not _is_plain(image):
             raise ValueError(f"a {image.format} that is not read by bands")
         self._file = file
-        self._load = f"{image.format.lower()}load_source"
+        self._kind = image.format
         opened = self._open()
         self.mode = _MODES.get((image.mode, opened.bands), "")
         self._format = opened.format
@@ -108,6 +113,10 @@ class BandedImage:
             raise ValueError(f"{opened.bands} values of {self._format} for {image.mode}")
         self.info = {key: value for key, value in image.info.items() if key != "transparency"}
         self._region, self._next = _vips().Region.new(opened), 0
+        try:
+            self._fetch(0, 1)  # what is wrong with a header may be told only now
+        except _vips().Error as error:
+            raise ValueError(_reason(error)) from error
 
     def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
         """A band over the whole width; one above the last is decoded from the top on.
@@ -119,13 +128,14 @@ class BandedImage:
         try:
             if top < self._next:
                 self._region = _vips().Region.new(self._open())
-            raw = self._region.fetch(0, top, width, bottom - top)
+            raw = self._fetch(top, bottom)
         except _vips().Error as error:
-            # Before it, libvips tells what it has met since its last error.
-            *_, last = str(error).strip().splitlines()
-            raise TruncatedImage(f"it is cut off or corrupt: {last.strip()}") from error
+            raise TruncatedImage(f"it is cut off or corrupt: {_reason(error)}") from error
         self._next = bottom
         return self._band(np.frombuffer(raw, _NUMBERS[self._format]), (width, bottom - top))
+
+    def _fetch(self, top: int, bottom: int) -> Any:
+        return self._region.fetch(0, top, self.width, bottom - top)
 
     def _band(self, values: NDArray[Any], size: tuple[int, int]) -> Image.Image:
         if self.mode in _WIDE:
@@ -144,22 +154,36 @@ class BandedImage:
         else:
             self._file.seek(0)
             source = vips.Source.new_from_descriptor(self._file.fileno())
+        options: dict[str, Any] = {"fail_on": "error"}
+        if self._kind == "TIFF":
+            # Of a tile that it cannot decode it only warns, and gives a black one. And it reads no
+            # strip or tile of more than 50 MB, unless it is told to.
+            options = {"fail_on": "warning", "unlimited": True}
         try:
-            return getattr(vips.Image, self._load)(source, access="sequential", fail_on="error")
+            load = getattr(vips.Image, _LOADERS[self._kind])
+            return load(source, access="sequential", **options)
         except vips.Error as error:
-            raise ValueError(one_line(error)) from error
+            raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The last line: before it, libvips tells what it has met since its last error."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Whether both decoders take a file's values the same way; of a TIFF it depends on its kind."""
+    """Whether both decoders take a file's values the same way, as far as tests have shown."""
     if not isinstance(image, TiffImageFile):
-        return True
+        return image.mode == "P" or "transparency" not in image.info
     tags, compression = image.tag_v2, image.info.get("compression")
+    colours = tags.get(_COLOURS)
     return (
         compression in _COMPRESSIONS
-        and (tags.get(_COLOURS) != _YCBCR or compression == "jpeg")
+        and image.mode != "P"
+        and (colours != _YCBCR or compression == "jpeg")
+        and (colours != _WHITE_IS_ZERO or image.mode in ("1", "L"))
         and tags.get(_PLANES, _TOGETHER) == _TOGETHER
-        and _PREMULTIPLIED not in tags.get(_EXTRA, ())
+        and tags.get(_EXTRA, ()) == (_ALPHA if image.mode in ("LA", "RGBA") else ())
     )
 
 

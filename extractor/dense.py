@@ -26,6 +26,8 @@ Rectangles = tuple[Sequence[NDArray[np.uint8]], Sequence["Pixels"]]
 Maps = Callable[[Iterable[Rectangles]], Iterable[Tensor]]
 Interval = tuple[int, int]
 
+_BOXES = 256  # whose shares of all cells are in float64 at once
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -61,9 +63,12 @@ class _Axis:
         self.length = length
         edges = field.centre + field.stride * (np.arange(cells + 1) - 0.5)
         edges[0], edges[-1] = -np.inf, np.inf  # the outermost cells stand for what is beyond them
-        start, end = boxes[:, :1], boxes.sum(axis=1, keepdims=True)
-        covered = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
-        self.weights = (covered.clip(min=0) / boxes[:, 1:]).astype(np.float32)
+        self.weights = np.empty((len(boxes), cells), dtype=np.float32)
+        for first in range(0, len(boxes), _BOXES):
+            some = boxes[first : first + _BOXES]
+            start, end = some[:, :1], some.sum(axis=1, keepdims=True)
+            covered = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
+            self.weights[first : first + _BOXES] = covered.clip(min=0) / some[:, 1:]
 
     def used(self) -> Interval:
         """The cells that any box needs."""

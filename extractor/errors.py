@@ -15,7 +15,7 @@ ExtractorError
     └ DegenerateFeatures   the network gave NaN, infinity or a zero vector
 
 An `OSError` of the storage itself (no such file, no permission, a lost mount) is none of these: it
-passes through, because trying again may help.
+passes through, because trying again may help. `NoRoom` is one, of the disk for temporary files.
 """
 
 from __future__ import annotations
@@ -71,6 +71,10 @@ class ImageTooSmall(ImageError):
 
 class DegenerateFeatures(ImageError):
     """Feature vectors that are not finite, too large for a half or of zero length."""
+
+
+class NoRoom(OSError):
+    """A large image's temporary file cannot be made just now."""
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -282,8 +282,7 @@ class FeatureExtractor:
         """Run windows of a large image, part by part: neither its pixels nor its vectors need to be
         in memory as a whole."""
         vectors: NDArray[np.float32] = spooled((len(windows), self.spec.dim), np.float32)
-        dense = self._dense is not None
-        for rows, part in windows.by_vectors(self.spec.dim) if dense else windows.by_rows():
+        for rows, part in windows.parts(self.spec.dim, whole_images=self._dense is not None):
             vectors[rows] = self._begin_at_once(part)()
             release(part.images[0])
             release(vectors)

@@ -85,8 +85,10 @@ def read_image(
         _pillow_errors(max_pixels),
         _open(file, max_pixels) as image,
     ):
-        if image.width * image.height > LARGE and (bands := by_bands(file, image)):
-            return _upright(bands, _orientation(image, file), spooled)
+        if image.width * image.height > LARGE:
+            orientation = _orientation(image, file)  # before somebody else reads the file
+            if bands := by_bands(file, image):
+                return _upright(bands, orientation, spooled)
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
         return _upright(image, _orientation(image), np.empty)

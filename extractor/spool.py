@@ -6,7 +6,6 @@ with the process. What of it has been read or written, the system may drop from 
 
 from __future__ import annotations
 
-import errno
 import math
 import mmap
 import os
@@ -17,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .errors import NoRoom
+
 LARGE = 2**26  # pixels: 200 MB decoded, and 470 MB while Pillow decodes them
 
 
 def spooled(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """An array of zeros in such a file. Raises OSError where the disk has no room for it."""
+    """An array of zeros in such a file. Raises NoRoom."""
     with spool_file(math.prod(shape) * np.dtype(dtype).itemsize) as file:
         return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
 
@@ -36,12 +37,15 @@ def release(array: NDArray[Any]) -> None:
 
 
 def spool_file(size: int) -> FileIO:
-    """Such a file of zeros, at its start. Raises OSError where the disk has no room for it.
+    """Such a file of zeros, at its start. Raises NoRoom.
 
     A full disk would otherwise end the process where it touches a page that has no room.
     """
-    # Without a buffer, which would not notice that somebody else reads by the descriptor.
-    file = tempfile.TemporaryFile(buffering=0, prefix="patchstore-")  # noqa: SIM115  returned
+    try:
+        # Without a buffer, which would not notice that somebody else reads by the descriptor.
+        file = tempfile.TemporaryFile(buffering=0, prefix="patchstore-")  # noqa: SIM115  returned
+    except OSError as error:
+        raise _no_room(size, error) from error
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -49,10 +53,14 @@ def spool_file(size: int) -> FileIO:
             file.truncate(size)
     except OSError as error:
         file.close()
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            f"no room for {size:,} bytes in {tempfile.gettempdir()}; set TMPDIR to a larger disk",
-        ) from error
+        raise _no_room(size, error) from error
     return file
+
+
+def _no_room(size: int, error: OSError) -> NoRoom:
+    folder = tempfile.tempdir or os.environ.get("TMPDIR", "the folder of temporary files")
+    return NoRoom(
+        error.errno,
+        f"no temporary file of {size:,} bytes in {folder} ({error.strerror}); set TMPDIR to a "
+        "folder on a large disk",
+    )

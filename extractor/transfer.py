@@ -26,7 +26,7 @@ class Transfers:
     def __init__(self, device: torch.device) -> None:
         """Copies nothing yet."""
         self._device = device
-        self._last: tuple[tuple[int, int, int], Tensor] | None = None
+        self._last: tuple[NDArray[np.uint8], tuple[int, int], Tensor] | None = None
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def to_device(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -44,11 +44,11 @@ class Transfers:
 
     def rows_to_device(self, pixels: NDArray[np.uint8], top: int, bottom: int) -> Tensor:
         """Move some rows of an image; those that were asked for last are there, until `forget`."""
-        asked, last = (id(pixels), top, bottom), self._last
-        if last is None or last[0] != asked:
+        last = self._last
+        if last is None or last[0] is not pixels or last[1] != (top, bottom):
             release(pixels)  # of those that came before
-            last = self._last = asked, self.to_device(pixels[top:bottom])
-        return last[1]
+            last = self._last = pixels, (top, bottom), self.to_device(pixels[top:bottom])
+        return last[2]
 
     def forget(self) -> None:
         """Give back the memory of the rows that were moved last."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,39 +29,33 @@ class Windows:
         """Whether one of the images is better not held, or moved to a device, as a whole."""
         return any(image.shape[0] * image.shape[1] > LARGE for image in self.images)
 
-    def by_rows(self) -> Iterator[tuple[slice, Windows]]:
-        """Parts that each need some rows of one image only, and are of an image of these rows."""
+    def parts(self, dim: int, *, whole_images: bool) -> Iterator[tuple[slice, Windows]]:
+        """Parts of one image each: consecutive lines of windows, as many as fit; one always does.
 
-        def fits(image: NDArray[np.uint8], windows: slice) -> bool:
-            top, bottom = self._rows(image, windows)
-            return (bottom - top) * int(image.shape[1]) <= LARGE
-
-        for image, part in self._parts(fits):
-            top, bottom = self._rows(image, part)
-            boxes = self.boxes[part] - np.array([0, top, 0, 0], dtype=np.int32)
-            yield part, Windows([image[top:bottom]], np.zeros(len(boxes), dtype=np.int64), boxes)
-
-    def by_vectors(self, dim: int) -> Iterator[tuple[slice, Windows]]:
-        """Parts of one image each that have not too many vectors."""
-        most = _VECTORS // (4 * dim)
-        for image, part in self._parts(lambda _, windows: windows.stop - windows.start <= most):
-            boxes = self.boxes[part]
-            yield part, Windows([image], np.zeros(len(boxes), dtype=np.int64), boxes)
-
-    def _parts(
-        self, fits: Callable[[NDArray[np.uint8], slice], bool]
-    ) -> Iterator[tuple[NDArray[np.uint8], slice]]:
-        """Consecutive windows of one image, by whole lines, as many as fit; a line always does."""
+        Args:
+            dim: of their vectors, of which a part has some hundreds of megabytes.
+            whole_images: else a part needs no more than some rows of its image, and has these.
+        """
         start = 0
         for line in self._lines():
-            image = self.owner[start]
-            if line.start > start and (
-                self.owner[line.start] != image
-                or not fits(self.images[image], slice(start, line.stop))
-            ):
-                yield self.images[image], slice(start, line.start)
+            if line.start > start and not self._fit(slice(start, line.stop), dim, whole_images):
+                yield self._part(slice(start, line.start), whole_images)
                 start = line.start
-        yield self.images[self.owner[start]], slice(start, len(self))
+        yield self._part(slice(start, len(self)), whole_images)
+
+    def _fit(self, windows: slice, dim: int, whole_images: bool) -> bool:
+        owner = self.owner[windows]
+        if owner[0] != owner[-1] or 4 * dim * len(owner) > _VECTORS:
+            return False
+        top, bottom = self._rows(windows)
+        return whole_images or (bottom - top) * self.images[owner[0]].shape[1] <= LARGE
+
+    def _part(self, windows: slice, whole_images: bool) -> tuple[slice, Windows]:
+        image, boxes = self.images[self.owner[windows.start]], self.boxes[windows]
+        if not whole_images:
+            top, bottom = self._rows(windows)
+            image, boxes = image[top:bottom], boxes - np.array([0, top, 0, 0], dtype=np.int32)
+        return windows, Windows([image], np.zeros(len(boxes), dtype=np.int64), boxes)
 
     def _lines(self) -> Iterator[slice]:
         """Windows beside one another: of one image, from the same row on."""
@@ -69,8 +63,9 @@ class Windows:
         edges = [0, *(np.flatnonzero(other) + 1).tolist(), len(self)]
         return map(slice, edges, edges[1:])
 
-    def _rows(self, image: NDArray[np.uint8], windows: slice) -> tuple[int, int]:
-        return needed_rows(self.boxes[windows, 1], self.boxes[windows, 3], image.shape[0])
+    def _rows(self, windows: slice) -> tuple[int, int]:
+        height = self.images[self.owner[windows.start]].shape[0]
+        return needed_rows(self.boxes[windows, 1], self.boxes[windows, 3], height)
 
 
 def needed_rows(

@@ -16,6 +16,7 @@ image may be to blame for what ended a run.
 from typing import Any
 
 from db.errors import CountMismatch, StoreError, TransientStoreError
+from extractor.errors import NoRoom
 
 
 class FlowError(Exception):
@@ -55,8 +56,8 @@ class TransientReadError(FlowError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same step may succeed when tried again: connections, locks, time-outs."""
-    kinds = TransientStoreError | TransientReadError | PrefectApiAway
+    """Whether the same step may succeed when tried again: connections, locks, time-outs, disks."""
+    kinds = TransientStoreError | TransientReadError | PrefectApiAway | NoRoom
     return isinstance(error, kinds | TimeoutError | ConnectionError)
 
 

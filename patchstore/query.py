@@ -25,7 +25,7 @@ from db.search import (
 from db.search import search as search_store
 from db.specs import StoredSpec
 from extractor.arrays import Region
-from extractor.errors import EmptyImageFile, ImageError, ImageTooLarge
+from extractor.errors import EmptyImageFile, ImageError, ImageTooLarge, NoRoom
 from extractor.grid import make_grid
 from extractor.images import read_image, read_size
 from extractor.settings import ExtractorSettings
@@ -373,6 +373,8 @@ def _picture_errors(question: ImageQuestion) -> Iterator[None]:
         rule = _UNREADABLE.get(type(error), "image_unreadable")
         said = str(error).replace("PATCHSTORE_MAX_PIXELS", question.limit_name)
         raise QuestionError(f"{question.name}: {said}", rule) from error
+    except NoRoom as error:
+        raise QuestionError(f"{question.name}: {error.strerror}") from error
 
 
 def check_region(question: ImageQuestion, picture: Pixels) -> Box:

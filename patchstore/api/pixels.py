@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from extractor.spool import LARGE
+
 from .problems import Problem
 
 
@@ -14,7 +16,8 @@ class PixelBudget:
     A decoded picture takes some seven bytes a pixel, however few its file has: without a bound,
     every thread of the service could come to hold the largest one that it accepts. They come in by
     order of arrival, so that small ones do not keep a large one out. One that is larger than all of
-    the budget comes in alone.
+    the budget comes in alone. Of a large image no more than `LARGE` is counted: most such lie on a
+    disk, and small ones shall not wait until it is decoded.
 
     Args:
         most: pixels that are held at once.
@@ -31,7 +34,7 @@ class PixelBudget:
     @contextmanager
     def hold(self, size: tuple[int, int]) -> Iterator[None]:
         """Hold a picture of this (width, height). Raises Problem where it takes too long."""
-        pixels = size[0] * size[1]
+        pixels = min(size[0] * size[1], LARGE)
         self._enter(pixels)
         try:
             yield

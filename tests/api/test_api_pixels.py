@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from extractor.spool import LARGE
 from patchstore import query
 from patchstore.api import pictures
 from patchstore.api.pixels import PixelBudget
@@ -153,3 +154,11 @@ def test_uploads_and_originals_are_decoded_within_the_budget(
             done = [clients.submit(call, name) for name in shelf.ids for call in (ask, look)]
         assert {each.result() for each in done} == {200}
     assert reader.most == most
+
+
+def test_beside_a_large_picture_small_ones_are_decoded() -> None:
+    budget = PixelBudget(LARGE + 10, 0.05)
+    with budget.hold((100_000, 100_000)), budget.hold((2, 5)):
+        pass
+    with budget.hold((100_000, 100_000)), pytest.raises(Problem), budget.hold((3, 5)):
+        pass

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageCms
 
 from extractor import images, spool
 from extractor.bands import by_bands
-from extractor.errors import ImageTooLarge, TruncatedImage
+from extractor.errors import ImageTooLarge, NoRoom, TruncatedImage
 from extractor.images import read_content, read_image, read_size, shrunk
 from extractor.spool import spooled
 
@@ -61,6 +62,9 @@ def oriented(orientation):
     return exif
 
 
+EXTRA = struct.Struct("<HHIH")  # a field of a TIFF: tag, kind, count, value
+
+
 def is_by_bands(content):
     file = io.BytesIO(content)
     with Image.open(file) as image:
@@ -75,8 +79,6 @@ FILES = {
     },
     "JPEG 4:4:4": encoded("RGB", "JPEG", subsampling=0),
     **{f"PNG {mode}": encoded(mode, "PNG") for mode in PICTURES if mode not in ("CMYK", "I", "F")},
-    "PNG with a key grey": encoded("L", "PNG", transparency=80),
-    "PNG with a key colour": encoded("RGB", "PNG", transparency=tuple(RGB[5, 5].tolist())),
     "PNG with a clear colour of the palette": encoded("P", "PNG", transparency=3),
     "PNG of 16 bits a colour": pyvips.Image.new_from_array(
         RGB.astype(np.uint16) * 251
@@ -84,6 +86,7 @@ FILES = {
     **{
         f"TIFF {mode} {compression}": encoded(mode, "TIFF", compression=compression)
         for mode in PICTURES
+        if mode != "P"
         for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")
     },
     **{
@@ -96,10 +99,14 @@ FILES = {
     "TIFF of tiles of JPEG in a pyramid": tiff(
         RGB, tile=True, tile_width=32, tile_height=32, pyramid=True, compression="jpeg"
     ),
+    "TIFF where white is zero": tiff(GREY, miniswhite=True),
     "BigTIFF": tiff(RGB, bigtiff=True),
     "TIFF of 16 bits a colour": tiff(RGB.astype(np.uint16) * 251),
     "TIFF of signed 16 bits": tiff(GREY.astype(np.int16) * 100 - 9000),
     "TIFF with not a number": tiff(np.where(GREY > 99, np.nan, GREY / 150).astype(np.float32)),
+    "JPEG of several pictures": encoded(
+        "RGB", "MPO", save_all=True, append_images=[PICTURES["RGB"].rotate(90)]
+    ),
     "JPEG with a profile": encoded(
         "RGB", "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
     ),
@@ -129,6 +136,16 @@ OTHERS = {
     "TIFF with its alpha multiplied in": tiff(np.dstack([RGB, GREY]), premultiply=True),
     "TIFF in a compression that libvips lacks": encoded("RGB", "TIFF", compression="zstd"),
     "TIFF of YCbCr": encoded("RGB", "TIFF", tiffinfo={262: 6}),
+    "TIFF with a palette": encoded("P", "TIFF"),
+    "TIFF with a fourth value that is no alpha": tiff(np.dstack([RGB, GREY])).replace(
+        EXTRA.pack(338, 3, 1, 2), EXTRA.pack(338, 3, 1, 0)
+    ),
+    "TIFF of 16 bits where white is zero": tiff(GREY.astype(np.uint16) * 251, miniswhite=True),
+    "TIFF with a field that libvips refuses": tiff(RGB).replace(
+        EXTRA.pack(296, 3, 1, 2), EXTRA.pack(296, 3, 1, 0)
+    ),
+    "PNG with a key grey": encoded("L", "PNG", transparency=80),
+    "PNG with a key colour": encoded("RGB", "PNG", transparency=tuple(RGB[5, 5].tolist())),
 }
 
 
@@ -144,9 +161,30 @@ def test_a_file_that_would_have_other_pixels_by_bands_is_decoded_as_a_whole(cont
 def test_a_large_image_that_is_cut_off_says_so(form, small, capfd):
     content = encoded("RGB", form)
     small()
-    with pytest.raises(TruncatedImage, match=r"it is cut off or corrupt: \S"):
+    with pytest.raises(TruncatedImage, match=r"it is cut off.+: \S"):
         read_image(content[: len(content) * 2 // 3])
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_tile_that_cannot_be_decoded_is_no_black_one(small):
+    whole = tiff(RGB, tile=True, tile_width=32, tile_height=16, compression="deflate")
+    middle = len(whole) // 2
+    content = whole[:middle] + bytes(500) + whole[middle + 500 :]
+    with pytest.raises(TruncatedImage):
+        read_image(content)
+    small()
+    assert is_by_bands(content)
+    with pytest.raises(TruncatedImage, match="it is cut off or corrupt: "):
+        read_image(content)
+
+
+def test_a_tile_of_more_than_50_megabytes_is_read(small):
+    grey = np.tile(GREY, (47, 33))[:4224, :4224]
+    options = {"tile": True, "tile_width": 4224, "tile_height": 4224, "compression": "deflate"}
+    content = tiff(np.dstack([grey, grey, grey]), **options)
+    small()
+    assert is_by_bands(content)
+    np.testing.assert_array_equal(read_image(content)[..., 1], grey)
 
 
 def test_a_large_image_of_more_pixels_than_allowed_is_refused(small):
@@ -180,7 +218,13 @@ def test_a_full_disk_is_told_before_it_ends_the_process(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match=r"no room for 1,200 bytes in .*; set TMPDIR"):
+    with pytest.raises(NoRoom, match=r"of 1,200 bytes in .* \(No space left on .*\); set TMPDIR"):
+        spooled((10, 10, 3), np.float32)
+
+
+def test_a_folder_of_temporary_files_that_is_gone_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool.tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(NoRoom, match=r"gone \(No such file or directory\); set TMPDIR"):
         spooled((10, 10, 3), np.float32)
 
 

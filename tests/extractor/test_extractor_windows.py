@@ -20,6 +20,7 @@ from extractor.spec import FeatureSpec, Recipe
 from extractor.windows import Windows
 
 CPU = torch.device("cpu")
+DIM = 3
 CUTTER = PatchCutter(
     FeatureSpec(
         backbone="mean-colour",
@@ -30,7 +31,7 @@ CUTTER = PatchCutter(
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         metric="l2",
-        dim=3,
+        dim=DIM,
     ),
     CPU,
 )
@@ -63,19 +64,23 @@ def cut(found):
     edge=st.sampled_from(["cover", "pad"]),
     scales=st.sampled_from([(1.0,), (1.0, 0.4), (0.3, 1.7, 0.6)]),
     most=st.integers(1, 2400),
+    vectors=st.integers(1, 300),
+    whole_images=st.booleans(),
 )
-def test_parts_by_rows_are_small_and_cut_to_the_same_pixels(
-    width, height, patch, step, edge, scales, most
+def test_parts_are_small_and_cut_to_the_same_pixels(
+    width, height, patch, step, edge, scales, most, vectors, whole_images
 ):
     stride = max(1, int(patch * step))
     grid = make_grid(width, height, patch_size=patch, stride=stride, edge=edge, scales=scales)
     whole = Windows([picture(width, height)], np.zeros(len(grid), dtype=np.int64), grid.windows)
-    with large_from(most):
-        parts = list(whole.by_rows())
+    with large_from(most, vectors * 4 * DIM):
+        parts = list(whole.parts(DIM, whole_images=whole_images))
     expected = cut(whole)
     for rows, part in parts:
         np.testing.assert_array_equal(cut(part), expected[rows])
-        assert part.images[0].shape[0] * width <= most or len(set(part.boxes[:, 1].tolist())) == 1
+        rows_held = 0 if whole_images else part.images[0].shape[0]
+        fits = rows_held * width <= most and len(part) <= vectors
+        assert fits or len(set(part.boxes[:, 1].tolist())) == 1
     rows_of_parts = [row for rows, _ in parts for row in range(len(whole))[rows]]
     assert rows_of_parts == list(range(len(whole)))
 
@@ -85,7 +90,7 @@ def test_parts_are_of_one_image_each():
     boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 4], [1, 9, 4, 4], [3, 3, 4, 4]], dtype=np.int32)
     whole = Windows(images, np.array([0, 1, 1, 0]), boxes)
     with large_from(100):
-        parts = list(whole.by_rows())
+        parts = list(whole.parts(DIM, whole_images=False))
     assert [(rows.start, rows.stop) for rows, _ in parts] == [(0, 1), (1, 3), (3, 4)]
     np.testing.assert_array_equal(cut(whole), np.concatenate([cut(part) for _, part in parts]))
 

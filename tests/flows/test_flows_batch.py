@@ -114,7 +114,9 @@ def test_a_disk_without_room_for_a_large_picture_is_tried_again(
     monkeypatch.setattr(images, "LARGE", 0)
     with monkeypatch.context() as patched:
         patched.setattr(os, "posix_fallocate", full)
-        with pytest.raises(TransientReadError, match=r"large\.png cannot be read: no room for"):
+        with pytest.raises(
+            TransientReadError, match=r"large\.png cannot be read: no temporary file"
+        ):
             read(batch, folder)
     assert read(batch, folder) == 9
 
