@@ -115,7 +115,11 @@ def read_content(file: BinaryIO, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Con
     if size <= LARGE:
         return io.BytesIO(file.read())
     content = spool_file(size)
-    shutil.copyfileobj(file, content, _COPIED)
+    try:
+        shutil.copyfileobj(file, content, _COPIED)
+    except BaseException:
+        content.close()
+        raise
     content.seek(0)
     return content
 

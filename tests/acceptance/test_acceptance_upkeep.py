@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from db.specs import StoredSpec
+from extractor import images, windows
 
 Paint = Callable[..., Path]
 TINY = ("--backbone", "squeezenet1_1", "--patch-size", 48, "--stride", 24)
@@ -33,6 +34,19 @@ def test_an_audit_says_in_its_exit_code_what_is_wrong_and_how_it_is_mended(
     assert command("ingest", folder, "--spec", "tiny").code == 0
     assert command("audit").code == 0
     assert "index of tiny: not needed, it is built from 50,000 patches on" in command("reindex").err
+
+
+def test_pictures_that_are_taken_for_large_ones_have_the_vectors_of_small_ones(
+    command: Any, paint: Paint, folder: Path, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        paint(f"{n}.png", n)
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "LARGE", 0)
+        patched.setattr(windows, "LARGE", 60 * 48)
+        assert command("ingest", folder, "--spec", "tiny", "--precision", "float32").code == 0
+    audit = json.loads(command("audit", "--json").out)
+    assert (audit["sampled"], audit["skipped"], audit["differing"]) == (27, 0, 0)
 
 
 def test_searches_by_an_alias_move_to_a_new_spec_and_back(
