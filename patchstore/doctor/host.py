@@ -2,13 +2,18 @@
 
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 
 from db.settings import StoreSettings
+from extractor.images import DEFAULT_MAX_PIXELS
 from extractor.settings import ExtractorSettings
+from flows.settings import FlowSettings
 from patchstore.settings import invalid_variables, unknown_variables
 
 from .finding import Finding, ok, problem, warning
@@ -67,6 +72,28 @@ def check_disk() -> Iterator[Finding]:
         yield ok("disk", text)
 
 
+def check_temporary_files() -> Iterator[Finding]:
+    """Room for the pixels of large pictures, on a disk."""
+    folder = Path(tempfile.gettempdir())  # raises where there is none
+    most, window = ExtractorSettings().max_pixels, FlowSettings().window
+    free, needed = shutil.disk_usage(folder).free, 3 * most * window
+    text = f"{free / 1e9:.1f} GB free in {folder}"
+    advice = "set TMPDIR to a folder on a large disk, or PATCHSTORE_MAX_PIXELS to fewer"
+    if free < needed:
+        largest = f"{window} pictures of {most:,} pixels take {needed / 1e9:.1f} GB"
+        yield warning("temporary files", f"{text}; {largest}", advice)
+    elif most > DEFAULT_MAX_PIXELS and _is_memory(folder):
+        yield warning("temporary files", f"{text}, which is memory", advice)
+    else:
+        yield ok("temporary files", text)
+
+
+def _is_memory(folder: Path) -> bool:
+    above = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    kinds = (above[place] for place in (folder, *folder.parents) if place in above)
+    return next(kinds, "") in ("tmpfs", "ramfs")
+
+
 def check_device() -> Iterator[Finding]:
     """What computes, and in which precisions."""
     from extractor.device import FLOAT32, candidates, choose_device, device_kind
@@ -81,4 +108,4 @@ def check_device() -> Iterator[Finding]:
         yield ok("device", f"{device_kind(device)}: {precisions}")
 
 
-CHECKS = (check_versions, check_settings, check_disk, check_device)
+CHECKS = (check_versions, check_settings, check_disk, check_temporary_files, check_device)

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import tempfile
 from collections import namedtuple
 from pathlib import Path, PurePath
 
+import psutil
 import pytest
 
 from db import checkup
@@ -20,6 +22,7 @@ from patchstore.doctor.finding import ok, problem, run
 from patchstore.settings import invalid_variables, unknown_variables
 
 Usage = namedtuple("Usage", "total used free")
+Mount = namedtuple("Mount", "mountpoint fstype")
 
 
 def found(checks, *about, name=None):
@@ -88,6 +91,24 @@ def test_a_refused_setting_is_named_without_its_value(monkeypatch):
 def test_a_full_disk_is_found(monkeypatch, free, level):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10**13, 0, free))
     assert found(host.check_disk)[0][0] == level
+
+
+@pytest.mark.parametrize(
+    ("pixels", "free", "kind", "level", "said"),
+    [
+        (10**8, 10**9, "tmpfs", "ok", "1.0 GB free"),
+        (10**8, 8 * 10**8, "ext4", "warning", "3 pictures of 100,000,000 pixels take 0.9 GB"),
+        (10**9, 10**10, "tmpfs", "warning", "which is memory"),
+        (10**9, 10**10, "ext4", "ok", "10.0 GB free"),
+    ],
+)
+def test_little_room_for_large_pictures_is_found(monkeypatch, pixels, free, kind, level, said):
+    mounts = [Mount("/", "ext4"), Mount(tempfile.gettempdir(), kind)]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10**13, 0, free))
+    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
+    monkeypatch.setenv("PATCHSTORE_MAX_PIXELS", str(pixels))
+    ((found_level, text),) = found(host.check_temporary_files)
+    assert (found_level, said in text) == (level, True)
 
 
 def test_a_device_that_is_not_there_is_found(monkeypatch):
