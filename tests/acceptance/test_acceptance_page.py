@@ -20,9 +20,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Response, expect, sync_playwright
 from sqlalchemy import Engine
 
+from db.aliases import promote, remove_alias
 from db.catalog import SeenFile, open_source, record_files, start_scan
 from db.engine import make_engine, parse_url
 from db.ledger import LeaseLimits, lease_batch, start_run
+from db.specs import get_spec
 from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import load_backbone, resolve
@@ -492,6 +494,28 @@ def test_another_spec_is_asked_about_the_same_place(page: Page) -> None:
     expect(hits(page).first.locator(".box")).to_have_text("x 32, y 32, 32 × 32")
     expect(hits(page).first.locator(".distance")).to_have_text("0.0000")
     expect(page).to_have_url(re.compile("#patch=.*spec=wee"))
+
+
+def test_patches_of_the_spec_before_cannot_be_picked_while_others_are_loaded(page: Page) -> None:
+    pick_stored(page, "0.png")
+    page.route("**/patches?spec=wee", lambda route: (page.wait_for_timeout(500), route.continue_()))
+    page.get_by_label("Spec").select_option("wee")
+    expect(page.locator("#stage")).not_to_have_class(re.compile("pickable"))
+    expect(page.locator("#stage")).to_have_class(re.compile("pickable"))
+    click_at(page.locator("#stage"), 0.5, 0.6)
+    expect(hits(page).first.locator(".box")).to_have_text("x 32, y 32, 32 × 32")
+
+
+def test_an_alias_is_asked_by_its_own_name(page: Page, shop: Shop) -> None:
+    promote(shop.engine, get_spec(shop.engine, "wee"), "live")
+    page.reload()
+    pick_stored(page, "0.png")
+    click_at(page.locator("#stage"), 0.5, 0.6)
+    expect(hits(page).first.locator(".box")).to_have_text("x 24, y 24, 48 × 48")
+    page.get_by_label("Spec").select_option(label="live (wee)")
+    expect(hits(page).first.locator(".box")).to_have_text("x 32, y 32, 32 × 32")
+    expect(page).to_have_url(re.compile("#patch=.*spec=live"))
+    remove_alias(shop.engine, "live")
 
 
 def test_other_images_merged_and_arranged_hits(page: Page, shop: Shop) -> None:

@@ -101,6 +101,9 @@ export function makeAsked(tell) {
     async showStored(id, spec, next, signal) {
       const wanted = `${id} ${spec}`;
       if (key !== wanted) {
+        // Until they are here, a click would pick a patch of what was shown before.
+        picker.hide();
+        key = "";
         stored = await loadStored(id, spec, signal);
         key = wanted;
         region.hide();

@@ -33,10 +33,14 @@ export function makeControls(form, changed) {
   form.addEventListener("submit", (event) => event.preventDefault());
 
   return {
-    /** @param {{name: string}[]} specs */
+    /** @param {{name: string, aliases: string[]}[]} specs */
     fill(specs) {
-      fields.spec.replaceChildren(...specs.map(({ name }) => new Option(name, name)));
-      if (specs.some(({ name }) => name === "default")) fields.spec.value = "default";
+      const options = specs.flatMap(({ name, aliases }) => [
+        new Option(name, name),
+        ...aliases.map((alias) => new Option(`${alias} (${name})`, alias)),
+      ]);
+      fields.spec.replaceChildren(...options);
+      if (options.some(({ value }) => value === "default")) fields.spec.value = "default";
     },
 
     /**
@@ -49,7 +53,7 @@ export function makeControls(form, changed) {
         if (name === "spec") {
           if (!value) continue;
           const known = [...fields.spec.options].some((option) => option.value === value);
-          if (!known) fields.spec.add(new Option(value, value)); // an alias, or what the service refuses
+          if (!known) fields.spec.add(new Option(value, value)); // what the service refuses
           fields.spec.value = value;
         } else if (typeof value === "boolean") fields[name].checked = value;
         else fields[name].value = value;
