@@ -1,5 +1,6 @@
 """Whether the service lives, whether it can answer, and its numbers."""
 
+import logging
 from typing import Annotated
 
 from anyio import to_thread
@@ -12,6 +13,8 @@ from db.errors import StoreError
 from .metrics import CONTENT_TYPE
 from .schemas import Alive, Ready
 from .service import Service, service_of
+
+logger = logging.getLogger(__name__)
 
 probes = APIRouter()
 numbers = APIRouter()
@@ -30,11 +33,16 @@ async def readyz(service: Here, response: Response) -> Ready:
     """Whether questions can be answered: the database answers and the network is no longer loading.
 
     Without a network (no spec yet, weights that are not here) questions about vectors and stored
-    patches are answered all the same.
+    patches are answered all the same. Where tokens are needed, only the log says why a database is
+    away: whoever asks here has none, and the reason names hosts and roles.
     """
     database = await service.probe(_database)
     ready = database == "ok" and service.network != "warming"
     response.status_code = 200 if ready else 503
+    if database != "ok":
+        logger.warning("the database is away: %s", database)
+        if service.settings.api_tokens.get_secret_value():
+            database = "away"
     return Ready(status="ready" if ready else "waiting", database=database, network=service.network)
 
 

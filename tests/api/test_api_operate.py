@@ -253,6 +253,17 @@ def test_a_database_that_is_away_is_said_and_comes_back(own_shelf, serve, allow)
     assert (ready.status_code, alive.status_code, back.status_code) == (503, 200, 200)
 
 
+def test_why_a_database_is_away_is_not_told_to_whoever_has_no_token(
+    own_shelf, serve, allow, caplog
+) -> None:
+    with serve(own_shelf.engine, ServeSettings(api_tokens=f"read:{READ}")) as url:
+        allow(False)
+        ready = httpx.get(f"{url}/readyz")
+        allow(True)
+    assert (ready.status_code, ready.json()["database"]) == (503, "away")
+    assert any("the database is away: " in line and len(line) > 30 for line in caplog.messages)
+
+
 def test_a_database_that_says_nothing_is_not_waited_for_and_asked_once(
     shelf, serve, monkeypatch, wait_until
 ) -> None:
