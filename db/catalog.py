@@ -52,15 +52,18 @@ class ScanCounts:
 
 def open_source(engine: Engine, root: str) -> int:
     """The id of the source at `root`, registered if it is new."""
+    values = {"root": root}
     with store_errors(), engine.begin() as connection:
-        connection.execute(
-            text("INSERT INTO patchstore.source (root) VALUES (:root) ON CONFLICT DO NOTHING"),
-            {"root": root},
-        )
-        found = connection.execute(
-            text("SELECT id FROM patchstore.source WHERE root = :root"), {"root": root}
-        )
-        return int(found.scalar_one())
+        while True:  # it may be forgotten between the two
+            connection.execute(
+                text("INSERT INTO patchstore.source (root) VALUES (:root) ON CONFLICT DO NOTHING"),
+                values,
+            )
+            found = connection.execute(
+                text("SELECT id FROM patchstore.source WHERE root = :root"), values
+            ).scalar()
+            if found is not None:
+                return int(found)
 
 
 def start_scan(engine: Engine) -> datetime:

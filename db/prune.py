@@ -36,19 +36,23 @@ def forget_source(engine: Engine, source_id: int) -> dict[str, int]:
     """Deletes a source with its files, runs and metadata, then images that no location shows.
 
     Searches show nothing of it at once. Killed after that, it leaves images for the next `prune`;
-    images that are leased right now stay for that, too.
+    images that are leased right now stay for that, too. What its runs computed of other sources'
+    images is not known any more to be of a certain precision: an audit is lenient with it.
 
     Raises:
         InUse: a run is computing it.
     """
+    values = {"source": source_id}
     with store_errors(), engine.begin() as connection:
         _keep_scans_out(connection)
         _check_no_run(connection, "source_id", source_id, "this source")
-        rows = connection.execute(text(_FORGET_LOCATIONS), {"source": source_id}).all()
+        # Also those that only its runs computed: with a run they lose its number.
+        lock_images(connection, list(connection.execute(text(_OF_SOURCE), values).scalars()))
+        rows = connection.execute(text(_FORGET_LOCATIONS), values).all()
         shown = sorted({i for row in rows for i in row if i is not None})
         connection.execute(text("SELECT patchstore.refresh_visibility(:images)"), {"images": shown})
         for statement in _FORGET_SOURCE:
-            connection.execute(text(statement), {"source": source_id})
+            connection.execute(text(statement), values)
     return {"locations": len(rows), **_delete_unshown(engine)}
 
 
@@ -188,6 +192,16 @@ DELETE FROM patchstore.image_location l
  USING (SELECT id FROM patchstore.image_location
          WHERE vanished_at <= clock_timestamp() - {_DAYS} {IN_ORDER}) gone
  WHERE l.id = gone.id
+"""
+
+_OF_SOURCE = """
+SELECT image_id FROM patchstore.image_location WHERE source_id = :source AND image_id IS NOT NULL
+UNION
+SELECT previous_image_id FROM patchstore.image_location
+ WHERE source_id = :source AND previous_image_id IS NOT NULL
+UNION
+SELECT e.image_id FROM patchstore.extraction e JOIN patchstore.ingest_run r ON r.id = e.run_id
+ WHERE r.source_id = :source
 """
 
 _FORGET_LOCATIONS = f"""

@@ -86,6 +86,20 @@ def by_bands(file: IO[bytes], image: Image.Image) -> BandedImage | None:
         return None
 
 
+def is_misread(image: Image.Image) -> bool:
+    """Whether Pillow would take the bytes of a file's numbers in the wrong order.
+
+    It does so with big-endian TIFFs of integers and floats that are compressed, for libtiff has
+    turned them already.
+    """
+    return (
+        isinstance(image, TiffImageFile)
+        and image.mode in ("I", "F")
+        and image.tag_v2.prefix == b"MM"
+        and image.info.get("compression") != "raw"
+    )
+
+
 class BandedImage:
     """An image that is decoded from the top down while its bands are asked for.
 
@@ -135,6 +149,7 @@ class BandedImage:
         return self._band(np.frombuffer(raw, _NUMBERS[self._format]), (width, bottom - top))
 
     def _fetch(self, top: int, bottom: int) -> Any:
+        _vips().vips_lib.vips_error_clear()  # what others have left there
         return self._region.fetch(0, top, self.width, bottom - top)
 
     def _band(self, values: NDArray[Any], size: tuple[int, int]) -> Image.Image:

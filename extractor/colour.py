@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 _WIDE = ("I", "F")  # I;16 and its kin begin with I, too
 _BAND_PIXELS = 2**20
+_BAND_ROWS = 4096  # libvips takes the square of the time for the double
 
 _Range = tuple[float, float]
 
@@ -52,7 +53,7 @@ def rgb_bands(image: Bands) -> Iterator[tuple[slice, Image.Image]]:
 
 
 def _bands(image: Bands) -> Iterator[tuple[slice, Image.Image]]:
-    rows = max(1, _BAND_PIXELS // image.width)
+    rows = min(max(1, _BAND_PIXELS // image.width), _BAND_ROWS)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
         yield slice(top, bottom), image.crop((0, top, image.width, bottom))

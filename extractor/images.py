@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import IcnsImagePlugin, IcoImagePlugin, Image, UnidentifiedImageError, _imaging
 from PIL.ContainerIO import ContainerIO
+from PIL.TiffImagePlugin import TiffImageFile
 
-from .bands import by_bands
+from .bands import by_bands, is_misread
 from .colour import Bands, rgb_bands
 from .errors import (
     EmptyImageFile,
@@ -42,6 +43,8 @@ _REFUSED = frozenset({"EPS", "WMF", "EMF", "MPEG", "GRIB", "HDF5", "BUFR", "PDF"
 _ORIENTATION = 0x0112
 _BYTES_A_PIXEL = 16  # four floats: no file of an image has more, but for its metadata
 _COPIED = 2**20  # bytes at once
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_LARGEST_TILE = 2**24  # pixels that a tile may have whatever the limit of the image
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -85,10 +88,13 @@ def read_image(
         _pillow_errors(max_pixels),
         _open(file, max_pixels) as image,
     ):
-        if image.width * image.height > LARGE:
+        large, misread = image.width * image.height > LARGE, is_misread(image)
+        if large or misread:
             orientation = _orientation(image, file)  # before somebody else reads the file
             if bands := by_bands(file, image):
-                return _upright(bands, orientation, spooled)
+                return _upright(bands, orientation, spooled if large else np.empty)
+        if misread:
+            raise NotAnImage("a big-endian TIFF of a kind that is not read; save it as PNG")
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
         return _upright(image, _orientation(image), np.empty)
@@ -227,7 +233,16 @@ def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
     except UnidentifiedImageError:
         raise _unidentified(start) from None
     _check_size(image.size, max_pixels)
+    if isinstance(image, TiffImageFile):
+        _check_tiles(image, max_pixels)
     return image
+
+
+def _check_tiles(image: TiffImageFile, max_pixels: int) -> None:
+    """Refuse a TIFF whose tiles are larger than any image: they are decoded as a whole."""
+    width, height = (image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_HEIGHT))
+    if width * height > max(max_pixels, _LARGEST_TILE):
+        raise ImageTooLarge(_too_large(f"tiles of {width} x {height}", max_pixels))
 
 
 def _check_inside_icon(file: IO[bytes], max_pixels: int) -> None:

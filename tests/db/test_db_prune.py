@@ -283,6 +283,22 @@ def test_a_source_that_a_run_is_computing_is_not_forgotten(store, spec):
     assert store.shown(spec) == {"a"}
 
 
+def test_forgetting_takes_locks_in_the_order_of_everybody(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.ingest(spec, {"c": "1"}, root="/other")
+    store.ingest(spec, {"a": "2"})  # the first content is the other source's alone now
+    lock = "SELECT FROM patchstore.extraction WHERE image_id = {} FOR UPDATE"
+    with store.engine.begin() as other, ThreadPoolExecutor(1) as pool:
+        other.exec_driver_sql(lock.format(1))
+        forgetting = pool.submit(forget_source, store.engine, store.source())
+        with pytest.raises(TimeoutError):
+            forgetting.result(timeout=0.5)
+        other.exec_driver_sql(lock.format(2))
+        other.commit()
+        assert forgetting.result()["images"] == 1
+    assert store.shown(spec) == {"c"}
+
+
 def test_what_another_run_is_computing_of_a_forgotten_source_is_left_to_it(store, spec):
     store.scan(spec, {"a": "1"})
     (lease,) = store.lease(spec)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
+import tifffile
 from PIL import Image, ImageCms
 
 from extractor import images, spool
 from extractor.bands import by_bands
-from extractor.errors import ImageTooLarge, NoRoom, TruncatedImage
+from extractor.errors import ImageError, ImageTooLarge, NoRoom, TruncatedImage
 from extractor.images import read_content, read_image, read_size, shrunk
 from extractor.spool import spooled
 
@@ -155,6 +156,41 @@ def test_a_file_that_would_have_other_pixels_by_bands_is_decoded_as_a_whole(cont
     expected = read_image(content)
     small()
     np.testing.assert_array_equal(read_image(content), expected)
+
+
+def big_endian(pixels, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, byteorder=">", compression="zlib", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "float32"])
+def test_a_compressed_big_endian_tiff_is_no_noise(kind):
+    found = read_image(big_endian(GREY.astype(kind)))[..., 0].astype(int)
+    assert np.abs(found - GREY).max() <= 1
+
+
+def test_a_big_endian_tiff_that_only_pillow_reads_is_refused():
+    planes = big_endian(np.zeros((2, 8, 8), np.float32), planarconfig="separate")
+    with pytest.raises(ImageError, match="save it as PNG"):
+        read_image(planes)
+
+
+def test_tiles_that_are_larger_than_any_image_are_not_decoded():
+    content = tiff(RGB, tile=True, tile_width=32, tile_height=16)
+    for tag, value in ((322, 32), (323, 16)):
+        content = content.replace(EXTRA.pack(tag, 3, 1, value), EXTRA.pack(tag, 3, 1, 24_000))
+    with pytest.raises(ImageTooLarge, match="tiles of 24000 x 24000 pixels"):
+        read_image(content, max_pixels=10**8)
+
+
+def test_a_narrow_image_of_many_rows_is_read(small):
+    column = Image.fromarray(np.arange(400_000, dtype=np.uint32).astype(np.uint8)[:, None])
+    file = io.BytesIO()
+    column.save(file, "PNG")
+    small()
+    assert is_by_bands(file.getvalue())
+    np.testing.assert_array_equal(read_image(file.getvalue())[:, :, 0], np.asarray(column))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
