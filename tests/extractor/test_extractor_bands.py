@@ -172,7 +172,7 @@ def test_a_compressed_big_endian_tiff_is_no_noise(kind):
 
 def test_a_big_endian_tiff_that_only_pillow_reads_is_refused():
     planes = big_endian(np.zeros((2, 8, 8), np.float32), planarconfig="separate")
-    with pytest.raises(ImageError, match="save it as PNG"):
+    with pytest.raises(ImageError, match="a file of the format TIFF, big-endian"):
         read_image(planes)
 
 
