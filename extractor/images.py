@@ -94,9 +94,7 @@ def read_image(
             if bands := by_bands(file, image):
                 return _upright(bands, orientation, spooled if large else np.empty)
         if misread:
-            raise NotAnImage(
-                "a file of the format TIFF, big-endian and in planes; convert it to PNG"
-            )
+            raise NotAnImage("a file of the format TIFF, big-endian and of a kind that is not read")
         image.load()
         _check_size(image.size, max_pixels)  # an icon's frame may differ from its header
         return _upright(image, _orientation(image), np.empty)
