@@ -42,7 +42,7 @@ from .patches import PatchCutter
 from .spec import FeatureSpec
 from .spool import release, spooled
 from .transfer import Transfers, late
-from .windows import Windows, needed_rows
+from .windows import Windows, is_large, needed_rows
 
 _Results = list[PatchFeatures | ImageError]
 
@@ -372,7 +372,9 @@ class FeatureExtractor:
         self._check_wanted()
         bands, at = [], []
         for image, pixels in zip(*batch, strict=True):
-            top, bottom = needed_rows(pixels.y, pixels.height, len(image))
+            top, bottom = 0, len(image)
+            if is_large(image):
+                top, bottom = needed_rows(pixels.y, pixels.height, bottom)
             bands.append(self._transfers.rows_to_device(image, top, bottom))
             at.append((pixels.x, pixels.y - top, pixels.width, pixels.height))
         return self._cutter.take(bands, at)

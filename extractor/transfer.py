@@ -26,7 +26,7 @@ class Transfers:
     def __init__(self, device: torch.device) -> None:
         """Copies nothing yet."""
         self._device = device
-        self._last: tuple[NDArray[np.uint8], tuple[int, int], Tensor] | None = None
+        self._held: dict[int, tuple[NDArray[np.uint8], tuple[int, int], Tensor]] = {}
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def to_device(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -43,16 +43,17 @@ class Transfers:
         return image
 
     def rows_to_device(self, pixels: NDArray[np.uint8], top: int, bottom: int) -> Tensor:
-        """Move some rows of an image; those that were asked for last are there, until `forget`."""
-        last = self._last
-        if last is None or last[0] is not pixels or last[1] != (top, bottom):
+        """Move some rows of an image; of each, those asked for last stay there until `forget`."""
+        held = self._held.get(id(pixels))
+        if held is None or held[0] is not pixels or held[1] != (top, bottom):
             release(pixels)  # of those that came before
-            last = self._last = pixels, (top, bottom), self.to_device(pixels[top:bottom])
-        return last[2]
+            held = pixels, (top, bottom), self.to_device(pixels[top:bottom])
+            self._held[id(pixels)] = held
+        return held[2]
 
     def forget(self) -> None:
-        """Give back the memory of the rows that were moved last."""
-        self._last = None
+        """Give back the memory of the rows that were moved."""
+        self._held = {}
 
     def to_host(self, vectors: Tensor) -> Callable[[], NDArray[np.float32]]:
         """Begin to fetch a result that may not be computed yet; the call waits for it."""

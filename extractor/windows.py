@@ -26,8 +26,8 @@ class Windows:
 
     @property
     def are_of_large_image(self) -> bool:
-        """Whether one of the images is better not held, or moved to a device, as a whole."""
-        return any(image.shape[0] * image.shape[1] > LARGE for image in self.images)
+        """Whether one of the images is."""
+        return any(map(is_large, self.images))
 
     def parts(self, dim: int, *, whole_images: bool) -> Iterator[tuple[slice, Windows]]:
         """Parts of one image each: consecutive lines of windows, as many as fit; one always does.
@@ -66,6 +66,12 @@ class Windows:
     def _rows(self, windows: slice) -> tuple[int, int]:
         height = self.images[self.owner[windows.start]].shape[0]
         return needed_rows(self.boxes[windows, 1], self.boxes[windows, 3], height)
+
+
+def is_large(image: NDArray[np.uint8]) -> bool:
+    """Whether an image (H, W, 3) is better not held, or moved to a device, as a whole."""
+    height, width = image.shape[:2]
+    return bool(height * width > LARGE)
 
 
 def needed_rows(

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from extractor import transfer
-from extractor.backbone import Backbone
+from extractor.backbone import Backbone, resolve
 from extractor.features import FeatureExtractor
+from extractor.spec import Recipe
 from extractor.transfer import Transfers
 
 CPU = torch.device("cpu")
@@ -56,6 +57,17 @@ def test_each_image_is_moved_to_the_device_once(tiny_spec, mean_colour, decode, 
     images = [decode(noise(9, 9, seed), tiny_spec) for seed in range(3)]
     extractor(tiny_spec, mean_colour, late, 5).extract(images)
     assert late.moved == 3
+
+
+def test_each_image_is_moved_to_the_device_once_for_all_of_its_tiles(decode, noise, late):
+    found = resolve(
+        Recipe("squeezenet1_1", "random:0", mode="dense", patch_size=64, stride=64, edge="drop")
+    )
+    made = FeatureExtractor(found.spec, found.backbone, device="cpu", dense_tile=256)
+    made._transfers = late
+    images = [decode(noise(400, 400, seed), found.spec) for seed in range(2)]
+    made.extract(images)
+    assert late.moved == 2
 
 
 class Forgetful(nn.Module):
