@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from .engine import store_errors
+from .ledger import refresh_visibility
 from .specs import StoredSpec
 
 CHUNK = 10_000  # rows fetched at once
@@ -140,9 +141,7 @@ def record_files(
             ),
             {"spec": spec.id, "images": sorted({r.image_id for r in rows if r.image_id})},
         )
-        connection.execute(
-            text("SELECT patchstore.refresh_visibility(:images)"), {"images": affected}
-        )
+        refresh_visibility(connection, affected)
         return ScanCounts(found=len(rows), **Counter(row.change for row in rows))
 
 
@@ -282,7 +281,7 @@ def _arrays(source_id: int, started: datetime, files: Sequence[SeenFile]) -> dic
 def _mark_vanished(connection: Connection, source_id: int, started: datetime) -> int:
     rows = connection.execute(text(_VANISH), {"source": source_id, "started": started}).all()
     affected = sorted({i for r in rows for i in (r.image_id, r.previous_image_id) if i is not None})
-    connection.execute(text("SELECT patchstore.refresh_visibility(:images)"), {"images": affected})
+    refresh_visibility(connection, affected)
     return sum(not r.moved for r in rows)
 
 

@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from .catalog import IN_ORDER, PRUNE_LOCK
 from .engine import store_errors
 from .errors import InUse
-from .ledger import LIVE_RUNS, lock_images
+from .ledger import LIVE_RUNS, lock_images, refresh_visibility
 from .specs import OF_ANY_SPEC, StoredSpec, lock_names
 
 IMAGES = 1_000  # that one transaction deletes: scans wait for it
@@ -47,13 +47,13 @@ def forget_source(engine: Engine, source_id: int) -> dict[str, int]:
         _keep_scans_out(connection)
         _check_no_run(connection, "source_id", source_id, "this source")
         # Also those that only its runs computed: with a run they lose its number.
-        lock_images(connection, list(connection.execute(text(_OF_SOURCE), values).scalars()))
-        rows = connection.execute(text(_FORGET_LOCATIONS), values).all()
-        shown = sorted({i for row in rows for i in row if i is not None})
-        connection.execute(text("SELECT patchstore.refresh_visibility(:images)"), {"images": shown})
+        images = connection.execute(text(_OF_SOURCE), values).scalars()
+        locked = lock_images(connection, list(images))
+        locations = connection.execute(text(_FORGET_LOCATIONS), values).rowcount
+        refresh_visibility(connection, locked)
         for statement in _FORGET_SOURCE:
             connection.execute(text(statement), values)
-    return {"locations": len(rows), **_delete_unshown(engine)}
+    return {"locations": locations, **_delete_unshown(engine)}
 
 
 def count_vanished(engine: Engine) -> int:
@@ -208,7 +208,6 @@ _FORGET_LOCATIONS = f"""
 DELETE FROM patchstore.image_location l
  USING (SELECT id FROM patchstore.image_location WHERE source_id = :source {IN_ORDER}) its
  WHERE l.id = its.id
-RETURNING l.image_id, l.previous_image_id
 """
 
 _FORGET_SOURCE = (

@@ -50,13 +50,10 @@ _NUMBERS = {
     "int": np.int32,
     "float": np.float32,
 }
-# What the values of a mode are, and the numbers of libvips that they may be made of.
-_BYTES = (np.uint8, {"uchar", "ushort"})
-_WIDE = {
-    "I;16": (np.uint16, {"ushort"}),
-    "I": (np.int32, {"short", "int"}),
-    "F": (np.float32, {"float"}),
-}
+_WIDE = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+# The numbers of libvips that the values of a mode may be made of.
+_BYTES = {"uchar", "ushort"}
+_MADE_OF = {"I;16": {"ushort"}, "I": {"short", "int"}, "F": {"float"}}
 _COMPRESSIONS = {
     "raw",
     "tiff_lzw",
@@ -118,12 +115,11 @@ class BandedImage:
         self._kind = image.format
         opened = self._open()
         self.mode = _MODES.get((image.mode, opened.bands), "")
-        self._format = opened.format
-        _, formats = _WIDE.get(self.mode, _BYTES)
+        self._format, made_of = opened.format, _MADE_OF.get(self.mode, _BYTES)
         self.width, self.height = opened.width, opened.height
         # Pillow has turned the size of a TIFF already.
         same_size = sorted((self.width, self.height)) == sorted(image.size)
-        if not self.mode or self._format not in formats or not same_size:
+        if not self.mode or self._format not in made_of or not same_size:
             raise ValueError(f"{opened.bands} values of {self._format} for {image.mode}")
         self.info = {key: value for key, value in image.info.items() if key != "transparency"}
         self._region, self._next = _vips().Region.new(opened), 0
@@ -154,8 +150,7 @@ class BandedImage:
 
     def _band(self, values: NDArray[Any], size: tuple[int, int]) -> Image.Image:
         if self.mode in _WIDE:
-            kind, _ = _WIDE[self.mode]
-            band = Image.fromarray(values.reshape(size[::-1]).astype(kind))
+            band = Image.fromarray(values.reshape(size[::-1]).astype(_WIDE[self.mode]))
         else:
             octets = values >> 8 if values.dtype == np.uint16 else values
             band = Image.frombytes(self.mode, size, octets.astype(np.uint8).tobytes())

@@ -56,9 +56,9 @@ _UPRIGHT = {
 }
 _BY_A_QUARTER = (5, 6, 7, 8)  # orientations under which rows become columns
 _BACKWARDS = (3, 4, 6, 7)  # under which the first row becomes the last
-Content = io.BytesIO | io.FileIO
-
 _PILLOW = re.compile(r"PIL\.")
+
+Content = io.BytesIO | io.FileIO
 
 
 def read_image(

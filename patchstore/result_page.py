@@ -26,7 +26,6 @@ CROP = 224
 _STACKED = "main { display: grid; gap: 1.25rem; padding-block: 2rem; }"
 STYLE = Path(__file__).parent / "api" / "page" / "page.css"  # the look of the service's page
 
-
 _Overview = tuple[Image.Image, float]  # an image, small, and its size by that of the original
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -16,24 +17,12 @@ from extractor.backbone import resolve
 from extractor.features import FeatureExtractor
 from extractor.grid import make_grid, spec_grid
 from extractor.patches import PatchCutter
-from extractor.spec import FeatureSpec, Recipe
+from extractor.spec import Recipe
 from extractor.windows import Windows
 
-CPU = torch.device("cpu")
 DIM = 3
 CUTTER = PatchCutter(
-    FeatureSpec(
-        backbone="mean-colour",
-        weights="random:0",
-        weights_sha256="0" * 64,
-        patch_size=4,
-        stride=4,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        metric="l2",
-        dim=DIM,
-    ),
-    CPU,
+    SimpleNamespace(side=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), torch.device("cpu")
 )
 
 
