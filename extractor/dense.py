@@ -26,8 +26,6 @@ Rectangles = tuple[Sequence[NDArray[np.uint8]], Sequence["Pixels"]]
 Maps = Callable[[Iterable[Rectangles]], Iterable[Tensor]]
 Interval = tuple[int, int]
 
-_BOXES = 256  # whose shares of all cells are in float64 at once
-
 
 @dataclass(frozen=True)
 class Pixels:
@@ -53,34 +51,46 @@ class _Tile:
 class _Axis:
     """One side of an image: its boxes as weights of cells.
 
+    What a box weighs is told when it is asked for: of a long side, all boxes by all cells are
+    gigabytes.
+
     Attributes:
         length: of what the network is shown, in pixels: the image's own, unless it needs more.
-        weights: float32 (B, cells), each row the share of every cell in one box; sums to 1.
     """
 
     def __init__(self, length: int, cells: int, field: Field, boxes: NDArray[np.int64]) -> None:
         """`boxes` are (B, 2), start and length of each box in pixels."""
         self.length = length
-        edges = field.centre + field.stride * (np.arange(cells + 1) - 0.5)
-        edges[0], edges[-1] = -np.inf, np.inf  # the outermost cells stand for what is beyond them
-        self.weights = np.empty((len(boxes), cells), dtype=np.float32)
-        for first in range(0, len(boxes), _BOXES):
-            some = boxes[first : first + _BOXES]
-            start, end = some[:, :1], some.sum(axis=1, keepdims=True)
-            covered = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
-            self.weights[first : first + _BOXES] = covered.clip(min=0) / some[:, 1:]
+        self._edges = field.centre + field.stride * (np.arange(cells + 1) - 0.5)
+        self._edges[[0, -1]] = -np.inf, np.inf  # the outermost cells stand for what is beyond them
+        self._start, self._end = boxes[:, 0], boxes.sum(axis=1)
+        self._first = np.searchsorted(self._edges[1:], self._start, side="right")
+        self._stop = np.searchsorted(self._edges[:-1], self._end, side="left")
+
+    def __len__(self) -> int:
+        """How many boxes there are."""
+        return len(self._start)
 
     def used(self) -> Interval:
         """The cells that any box needs."""
-        cells = np.flatnonzero(self.weights.any(axis=0))
-        return int(cells[0]), int(cells[-1]) + 1
+        return int(self._first.min()), int(self._stop.max())
 
-    def part(self, first: int, end: int) -> tuple[slice, NDArray[np.float32]]:
-        """The boxes that have a share in some cells, and of these cells their shares."""
-        shares = self.weights[:, first:end]
-        boxes = np.flatnonzero(shares.any(axis=1))
+    def needs(self, first: int, stop: int) -> NDArray[np.bool_]:
+        """Which boxes have a share in some cells, (B,)."""
+        needed: NDArray[np.bool_] = (self._first < stop) & (self._stop > first)
+        return needed
+
+    def part(self, first: int, stop: int) -> tuple[slice, NDArray[np.float32]]:
+        """The boxes that have a share in some cells, and these shares, float32 (B, cells).
+
+        The shares of a box in all cells sum to 1.
+        """
+        boxes = np.flatnonzero(self.needs(first, stop))
         among = slice(int(boxes[0]), int(boxes[-1]) + 1)
-        return among, shares[among]
+        start, end = self._start[among, None], self._end[among, None]
+        edges = self._edges[first : stop + 1]
+        covered = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
+        return among, (covered.clip(min=0) / (end - start)).astype(np.float32)
 
 
 # Rows and columns of an image, and which of them each of its boxes is.
@@ -156,7 +166,7 @@ class DensePass:
             for tile, own in zip(tiles, maps, strict=True):
                 down, across = sides[tile.image][:2]
                 if tile.image not in sums:
-                    shape = len(down.weights), len(across.weights), len(own)
+                    shape = len(down), len(across), len(own)
                     sums[tile.image] = own.new_zeros(shape)
                 self._add(sums[tile.image], own, tile, down, across)
         pooled = _chosen([sums[i] for i in range(len(images))], sides, owner)
@@ -189,7 +199,7 @@ class DensePass:
         step = max(1, self.tile // field.stride - field.before - self._after)
         for start in range(first, end, step):
             stop = min(start + step, end)
-            if not axis.weights[:, start:stop].any():  # between boxes that are far apart
+            if not axis.needs(start, stop).any():  # between boxes that are far apart
                 continue
             skip = min(start, field.before)
             begin = (start - skip) * field.stride
@@ -221,7 +231,7 @@ def _chosen(sums: Sequence[Tensor], sides: Sequence[_Sides], owner: NDArray[np.i
     if len(sums) == 1:
         flat = sums[0].flatten(0, 1)
         _, columns, row, column = sides[0]
-        if np.array_equal(row * len(columns.weights) + column, np.arange(len(flat))):
+        if np.array_equal(row * len(columns) + column, np.arange(len(flat))):
             return flat
     chosen = sums[0].new_empty((len(owner), sums[0].shape[2]))
     for image, (pairs, (_, _, down, across)) in enumerate(zip(sums, sides, strict=True)):

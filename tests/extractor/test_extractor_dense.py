@@ -1,6 +1,7 @@
 """One pass over an image: boxes are pooled where they are, and tiles do not show."""
 
 import logging
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -283,6 +284,19 @@ def test_a_region_is_seen_in_its_picture() -> None:
     in_place = extractor.embed(Region(pixels, box))
     alone = extractor.embed(Region.whole(Region(pixels, box).pixels))
     assert np.abs(in_place - alone).max() > 0.01 * np.abs(in_place).max()
+
+
+def test_a_strip_that_is_twice_as_long_takes_twice_the_memory() -> None:
+    extractor = FeatureExtractor(spec(), SMALL)
+    strips = [picture(length, 16) for length in (20_000, 40_000)]
+    extract(extractor, strips[0])  # what is loaded once is not counted
+    peaks = []
+    for strip in strips:
+        tracemalloc.start()
+        extract(extractor, strip)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.5 * peaks[0]
 
 
 def test_an_image_of_one_colour_is_the_same_everywhere_but_at_its_ends() -> None:
