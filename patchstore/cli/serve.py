@@ -21,12 +21,11 @@ def serve(
 
     Listens to this machine only, unless PATCHSTORE_API_TOKENS says who may ask.
     """
-    import uvicorn
-
     from db.engine import make_engine
     from db.server import database_url
     from extractor.allocator import keep_freed_memory
     from patchstore.api.app import create_app
+    from patchstore.api.server import make_server
     from patchstore.api.settings import ServeSettings
     from patchstore.store import open_store
 
@@ -47,11 +46,10 @@ def serve(
     )
     app = create_app(engine, settings)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
     # Ctrl-C is how it ends; uvicorn has let go of everything by then, and says so.
     with suppress(KeyboardInterrupt), listen(host, port) as listener:
         say(f"http://{_shown(host)}:{listener.getsockname()[1]} · stop with Ctrl-C")
-        uvicorn.Server(config).run([listener])
+        make_server(app).run([listener])
     engine.dispose()
 
 

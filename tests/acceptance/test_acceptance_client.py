@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image as Pillow
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from db.specs import StoredSpec
 from patchstore.api.app import create_app
+from patchstore.api.server import make_server
 from patchstore.api.settings import ServeSettings
 from patchstore.cli.serve import listen
 from patchstore.client import (
@@ -34,8 +34,7 @@ NAMES = ["0.png", "1.png", "2.png"]
 def serving(engine: Engine, **settings: Any) -> Iterator[str]:
     """The URL of a service over a store."""
     listener = listen("127.0.0.1", 0)
-    app = create_app(engine, ServeSettings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = make_server(create_app(engine, ServeSettings(**settings)))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -15,7 +15,6 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Response, expect, sync_playwright
 from sqlalchemy import Engine
@@ -33,6 +32,7 @@ from extractor.grid import spec_grid
 from extractor.images import read_image
 from extractor.spec import Recipe
 from patchstore.api.app import PAGE, create_app
+from patchstore.api.server import make_server
 from patchstore.api.settings import ServeSettings
 from patchstore.cli.serve import listen
 from patchstore.store import register
@@ -171,8 +171,7 @@ def see(path: Path) -> SeenFile:
 def serving(engine: Engine, settings: ServeSettings) -> Iterator[str]:
     """The URL of a service that runs, or is about to: its socket listens already."""
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(create_app(engine, settings), log_config=None, lifespan="on")
-    service = uvicorn.Server(config)
+    service = make_server(create_app(engine, settings))
     thread = threading.Thread(target=service.run, args=([listener],))
     thread.start()
     yield f"{ORIGIN}:{listener.getsockname()[1]}"

@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 import psycopg
 import pytest
-import uvicorn
 from PIL import Image
 from sqlalchemy import Engine
 
@@ -28,6 +27,7 @@ from extractor.grid import spec_grid
 from extractor.images import read_image, read_size
 from extractor.spec import Recipe
 from patchstore.api.app import create_app
+from patchstore.api.server import make_server
 from patchstore.api.settings import ServeSettings
 from patchstore.cli.serve import listen
 from patchstore.store import register
@@ -142,8 +142,7 @@ def serving(engine: Engine, settings: ServeSettings | None = None) -> Iterator[s
     """The URL of a running service."""
     app = create_app(engine, settings or ServeSettings())
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
-    server = uvicorn.Server(config)
+    server = make_server(app)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -204,6 +204,36 @@ def test_who_goes_away_in_the_middle_of_a_body_is_no_error_of_the_service(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + 66_000 * b"a",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + 6_600 * b"X-One: 1\r\n",
+        b"GET /" + 66_000 * b"a",
+    ],
+    ids=["header", "headers", "path"],
+)
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_head_without_end_ends_the_connection(http, before: bytes, sent: bytes) -> None:
+    with socket.create_connection((http.base_url.host, http.base_url.port), 60) as connection:
+        connection.sendall(before)
+        if before:
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 OK")
+        for start in range(0, len(sent), 10_000):
+            connection.sendall(sent[start : start + 10_000])
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.endswith(b"\r\n\r\nThe head is longer than 65536 bytes.")
+
+
+def test_chunks_of_a_body_whose_names_have_no_end_end_the_connection(http) -> None:
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((http.base_url.host, http.base_url.port), 60) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n1;")
+        for _ in range(7):
+            connection.sendall(10_000 * b"a")
+        assert b"".join(iter(lambda: connection.recv(65_536), b"")) == b""
+
+
 def test_more_requests_than_may_wait_are_refused_at_once(shelf, serve) -> None:
     settings = ServeSettings(api_max_waiting=2, api_connections=1)
     with serve(shelf.engine, settings) as url, ThreadPoolExecutor(3) as pool:
