@@ -23,7 +23,7 @@ EF_CONSTRUCTION = 200
 # A graph of 1,000,000 rows built with 200 does not reach one patch in a hundred, however wide the
 # search; with 400 it reaches all. At 100,000 rows 200 does.
 MANY_ROWS = 250_000
-EF_CONSTRUCTION_OF_MANY = 400  # patchstore.usual_ef_search looks for it in the index
+EF_CONSTRUCTION_OF_MANY = 400
 # What the server lets a build have.
 WORKERS = """least(current_setting('max_parallel_maintenance_workers')::integer,
     current_setting('max_parallel_workers')::integer,
