@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -64,7 +64,7 @@ class Requests:
             return
         headers = Headers(raw=scope["headers"])
         given = headers.get("x-request-id", "")
-        request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _GOOD_ID.fullmatch(given) else os.urandom(16).hex()
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
         # A HEAD is a GET whose body the server holds back: load balancers ask so.

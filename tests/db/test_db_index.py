@@ -281,9 +281,7 @@ def test_a_killed_rebuild_leaves_the_old_index_and_the_next_one_cleans_up(store,
     assert rebuild(store, spec)
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"), [(1_000, 200), (700_000, 700), (10_000_000, 1_000)]
-)
+@pytest.mark.parametrize(("rows", "expected"), [(1_000, 200), (700_000, 700), (10_000_000, 1_000)])
 def test_an_index_of_more_rows_is_searched_more_widely(store, spec, rows, expected):
     build(store, spec)
     store.sql(f"UPDATE pg_class SET reltuples = {rows} WHERE oid = '{spec.partition}'::regclass")
