@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 
 from .build_progress import SHARE_DONE
 from .engine import store_errors
-from .ledger import FREE, STATE
+from .ledger import FREE, STATE, UNREAD
 
 # Reasons are texts for people; these are their beginnings, as few as an alert can be about. The
 # first that fits counts.
@@ -27,7 +27,7 @@ REASONS = {
     "it is cut off%": "corrupt",
     "the image is%smaller than the patch%": "too_small",
     "the network gave%": "degenerate_features",
-    "cannot be read:%": "unreadable",
+    f"{UNREAD}%": "unreadable",
     "cannot be decoded:%": "decoder_error",
     "gave up after%": "gave_up",
 }

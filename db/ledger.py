@@ -19,8 +19,12 @@ from .specs import StoredSpec
 
 RUN_LOCK_CLASS = 0x70617463  # the first key of the advisory locks of live runs
 
+# How the reasons begin of files that could not be opened: whoever runs next tries these again.
+UNREAD = "cannot be read: "
+
 # An image whose header could not be read, or claimed too much when it was last looked at.
 PIXELS_A_BYTE = 64
+SUSPECT = 2  # attempts without an outcome
 LEASE_TRIES = 50
 LEASE_WAIT_S = 0.1
 
@@ -69,6 +73,7 @@ class Lease:
     uri: str
     sha256: bytes
     size_bytes: int
+    attempts: int = 1  # this one included, of those that ended without an outcome
 
 
 @dataclass(frozen=True)
@@ -215,8 +220,10 @@ def lease_batch(
 ) -> list[Lease]:
     """Leases pending images of a source, least attempted first; empty when nothing is left.
 
-    A run gets an image at most once: what it could not finish waits for the next run. Rows that
-    somebody else has locked just now are passed over; where all are, it looks again in a moment.
+    What was attempted `SUSPECT` times before comes alone: it may be what killed its worker, and
+    whatever is computed beside it would share its fate and its blame. A run gets an image at most
+    once: what it could not finish waits for the next run. Rows that somebody else has locked just
+    now are passed over; where all are, it looks again in a moment.
     """
     for _ in range(LEASE_TRIES):
         leases = _lease(engine, spec, source_id, run_id, limits)
@@ -255,19 +262,19 @@ def _lease(
                 f"  WHERE {WAITING}"
                 "   ORDER BY e.attempts, e.image_id LIMIT :images FOR UPDATE SKIP LOCKED), "
                 "chosen AS ("
-                "  SELECT c.image_id, row_number() OVER w AS rank,"
+                "  SELECT c.image_id, c.attempts, row_number() OVER w AS rank,"
                 "         sum(coalesce(i.width::bigint * i.height, :dense * i.size_bytes)) OVER w"
                 "             AS pixels"
                 "    FROM candidate c JOIN patchstore.image i ON i.id = c.image_id"
                 "  WINDOW w AS (ORDER BY c.attempts, c.image_id)) "
                 "UPDATE patchstore.extraction e SET state = 'leased', run_id = :run,"
-                "       fence = nextval('patchstore.fence_seq'), attempts = attempts + 1,"
+                "       fence = nextval('patchstore.fence_seq'), attempts = e.attempts + 1,"
                 "       leased_until = clock_timestamp() + make_interval(secs => :term),"
                 "       updated_at = now() "
                 "  FROM chosen c JOIN patchstore.image i ON i.id = c.image_id "
                 " WHERE e.spec_id = :spec AND e.image_id = c.image_id"
-                "   AND (c.rank = 1 OR c.pixels <= :pixels) "
-                "RETURNING e.spec_id, e.image_id, e.fence, i.sha256, i.size_bytes,"
+                "   AND (c.rank = 1 OR (c.pixels <= :pixels AND c.attempts < :suspect)) "
+                "RETURNING e.spec_id, e.image_id, e.fence, i.sha256, i.size_bytes, e.attempts,"
                 "  (SELECT l.uri FROM patchstore.image_location l WHERE l.image_id = e.image_id"
                 "      AND l.source_id = :source AND l.vanished_at IS NULL"
                 "    ORDER BY l.id LIMIT 1) AS uri"
@@ -278,12 +285,13 @@ def _lease(
                 "run": run_id,
                 "images": limits.images,
                 "pixels": limits.pixels,
+                "suspect": SUSPECT,
                 "dense": PIXELS_A_BYTE,
                 "term": limits.term_s,
             },
         )
         return [
-            Lease(r.spec_id, r.image_id, r.fence, r.uri, bytes(r.sha256), r.size_bytes)
+            Lease(r.spec_id, r.image_id, r.fence, r.uri, bytes(r.sha256), r.size_bytes, r.attempts)
             for r in rows
         ]
 
@@ -338,9 +346,17 @@ def give_back(engine: Engine, run_id: int) -> None:
         )
 
 
-def retry_failed(engine: Engine, spec_name: str | None, root: str | None) -> int:
-    """Makes failed images pending again; returns how many. Unreadable files need none of this:
-    every scan looks at them again.
+def retry_failed(
+    engine: Engine, spec_name: str | None, root: str | None, *, unread_only: bool = False
+) -> int:
+    """Makes failed images pending again; returns how many.
+
+    Args:
+        engine: the store.
+        spec_name: of one spec only.
+        root: of one source only.
+        unread_only: whose files could not be opened, as every run does; what a scan could not open
+            is no image yet, and every scan looks at it again.
     """
     with store_errors(), engine.begin() as connection:
         failed = connection.execute(
@@ -348,13 +364,19 @@ def retry_failed(engine: Engine, spec_name: str | None, root: str | None) -> int
                 "SELECT e.spec_id, e.image_id FROM patchstore.extraction e "
                 "  JOIN patchstore.feature_spec s ON s.id = e.spec_id WHERE e.state = 'failed' "
                 "  AND (CAST(:spec AS text) IS NULL OR s.name = :spec) "
+                "  AND (NOT :unread_only OR starts_with(e.error, :unread)) "
                 "  AND EXISTS ("
                 "    SELECT FROM patchstore.image_location l JOIN patchstore.source o"
                 "        ON o.id = l.source_id"
                 "     WHERE l.image_id = e.image_id AND l.vanished_at IS NULL"
                 "       AND (CAST(:root AS text) IS NULL OR o.root = :root))"
             ),
-            {"spec": spec_name, "root": root},
+            {
+                "spec": spec_name,
+                "root": root,
+                "unread_only": unread_only,
+                "unread": UNREAD,
+            },
         ).all()
         locked = lock_images(connection, [row.image_id for row in failed])
         retried = connection.execute(

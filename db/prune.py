@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from .catalog import IN_ORDER, PRUNE_LOCK
 from .engine import store_errors
 from .errors import InUse
-from .ledger import LIVE_RUNS, lock_images, refresh_visibility
+from .ledger import FREE, LIVE_RUNS, lock_images, refresh_visibility
 from .specs import OF_ANY_SPEC, StoredSpec, lock_names
 
 IMAGES = 1_000  # that one transaction deletes: scans wait for it
@@ -176,7 +176,8 @@ def _drop_partition(connection: Connection, spec: StoredSpec) -> None:
 _DAYS = "make_interval(secs => 86400 * :days)"
 
 _HIDDEN = """
-    FROM patchstore.image_location WHERE previous_image_id IS NOT NULL AND NOT EXISTS (
+    FROM patchstore.image_location
+     WHERE previous_image_id IS NOT NULL AND vanished_at IS NULL AND NOT EXISTS (
         SELECT FROM patchstore.extraction e WHERE e.image_id = previous_image_id AND e.visible)
 """
 
@@ -221,7 +222,7 @@ _NEXT = f"""
 SELECT i.id FROM patchstore.image i
  WHERE i.id > :after AND {UNSHOWN}
    AND NOT EXISTS (SELECT FROM patchstore.extraction e
-                    WHERE e.image_id = i.id AND e.state = 'leased')
+                    WHERE e.image_id = i.id AND e.state = 'leased' AND NOT ({FREE}))
  ORDER BY i.id LIMIT :limit FOR UPDATE
 """
 

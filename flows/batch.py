@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sqlalchemy import Engine
 
-from db.ledger import Lease, fail_image, release_image
+from db.ledger import SUSPECT, UNREAD, Lease, fail_image, release_image
 from db.specs import StoredSpec
 from db.writer import ImagePatches, replace_patches
 from extractor.arrays import DecodedImage, PatchFeatures
@@ -54,6 +54,11 @@ class Batch:
     def __str__(self) -> str:
         return f"batch {self.number} of {len(self.leases)} images"
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it is of an image that may have killed its worker before."""
+        return any(lease.attempts > SUSPECT for lease in self.leases)
+
     def unread(self) -> list[Lease]:
         """Leases that no try has read so far."""
         known = self.decoded.keys() | self.features.keys() | self.failed.keys() | self.released
@@ -77,7 +82,7 @@ def extract_patches(
         except FileNotFoundError:
             batch.released.add(lease.image_id)  # the next scan finds it vanished
         except OSError as error:
-            reason = f"cannot be read: {error.strerror or error}"
+            reason = f"{UNREAD}{error.strerror or error}"
             troubled.append(f"{lease.uri} {reason}")
             if last_try:
                 batch.failed[lease.image_id] = reason

@@ -28,6 +28,7 @@ from db.ledger import (
     give_back,
     note_precision,
     reclaim,
+    retry_failed,
     start_run,
 )
 from db.reports import Failure, failures, status
@@ -151,6 +152,7 @@ def _ingest(run: _Run, request: IngestRequest) -> Summary:
     found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
     get_run_logger().info("scanned %s: %s", run.folder.root, found)
     reclaim(run.engine, run.stored, StoreSettings().max_attempts)
+    retry_failed(run.engine, run.stored.name, run.folder.root, unread_only=True)
     summary = _summary(counts, run.folder)
     if pending := count_waiting(run.engine, run.stored, run.source_id, run.id):
         _compute_pending(run, summary, pending, request.precision)
@@ -209,6 +211,9 @@ def _compute(run: _Run, model: "Model") -> None:
         number += 1
         images = run.tally.next_batch(images, settings.batch_images)
         batch = Batch(number, leases)
+        window = 1 if batch.is_suspect else settings.window
+        while in_flight and batch.is_suspect:
+            run.tally.add(_settle(*in_flight.popleft()))
         read = extract_patches.submit(batch, run.folder, spec, max_pixels, return_state=False)
         computed = compute_features.submit(
             batch, model, run.tally.sheet, return_state=False, wait_for=[read]
@@ -217,7 +222,7 @@ def _compute(run: _Run, model: "Model") -> None:
             batch, run.engine, run.stored, run.ears, return_state=False, wait_for=[computed]
         )
         in_flight.append((batch, [read, computed, written]))
-        if len(in_flight) >= settings.window:
+        if len(in_flight) >= window:
             run.tally.add(_settle(*in_flight.popleft()))
     while in_flight:
         run.tally.add(_settle(*in_flight.popleft()))

@@ -21,6 +21,7 @@ from db.catalog import (
     start_scan,
     touch_unchanged,
 )
+from db.ledger import UNREAD
 from db.specs import StoredSpec
 from extractor.errors import ImageError
 from extractor.images import read_size
@@ -117,7 +118,7 @@ def look(source: Source, file: FoundFile, max_pixels: int) -> SeenFile:
             size_bytes = content.tell()
             width, height = header_size(content, max_pixels)
     except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
+        reason = f"{UNREAD}{error.strerror or error}"
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=reason)
     return SeenFile(file.uri, size_bytes, file.mark, digest, width, height)
 

@@ -12,6 +12,7 @@ from operator import itemgetter
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from db.ledger import UNREAD
 from extractor.files import (
     object_status,
     object_store,
@@ -260,7 +261,7 @@ def looks_like_image(path: Path) -> bool:
 
 
 def _unreadable(uri: str, error: OSError, *, doubtful: bool = False) -> FoundFile:
-    return FoundFile(uri, 0, "", f"cannot be read: {error.strerror}", doubtful)
+    return FoundFile(uri, 0, "", f"{UNREAD}{error.strerror}", doubtful)
 
 
 def _found(path: Path) -> FoundFile:

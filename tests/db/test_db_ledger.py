@@ -195,6 +195,18 @@ def test_an_image_that_keeps_killing_its_worker_fails_with_that_reason(store, sp
     assert failure.reason == "gave up after 3 attempts that ended without an outcome"
 
 
+def test_what_may_have_killed_its_worker_comes_alone(store, spec):
+    store.scan(spec, files(4))
+    for _ in range(ledger.SUSPECT):
+        assert len(store.lease(spec)) == 4
+        ledger.reclaim(store.engine, spec, max_attempts=9)
+    store.scan(spec, files(6))
+    run = store.run(spec)
+    batches = [store.lease(spec, run) for _ in range(6)]
+    assert [len(batch) for batch in batches] == [2, 1, 1, 1, 1, 0]
+    assert [lease.attempts for batch in batches for lease in batch] == [1, 1, 3, 3, 3, 3]
+
+
 def test_a_failure_keeps_its_reason(store, spec):
     store.scan(spec, {"a": "1"})
     (lease,) = store.lease(spec)
@@ -225,6 +237,14 @@ def test_retry_makes_failed_images_pending_with_fresh_attempts(store, spec):
     assert ledger.retry_failed(store.engine, None, None) == 2
     assert store.sql("SELECT DISTINCT attempts FROM patchstore.extraction") == [(0,)]
     assert len(store.lease(spec, run)) == 2
+
+
+def test_files_that_could_not_be_opened_are_retried_alone(store, spec):
+    store.scan(spec, files(2))
+    for lease, reason in zip(store.lease(spec), ("cannot be read: x", "broken"), strict=True):
+        ledger.fail_image(store.engine, lease, reason)
+    assert ledger.retry_failed(store.engine, None, None, unread_only=True) == 1
+    assert [failure.reason for failure in reports.failures(store.engine)] == ["broken"]
 
 
 def test_retry_leaves_what_no_file_shows_any_more(store, spec):

@@ -76,11 +76,33 @@ def test_prune_deletes_the_old_content_once_the_new_one_is_done(store, spec):
 
 def test_prune_leaves_what_is_being_computed(store, spec):
     store.scan(spec, {"a": "1"})
-    (lease,) = store.lease(spec)
-    store.scan(spec, {})
-    assert prune(store.engine)["images"] == 0
-    store.write(spec, lease)
+    run = store.run(spec)
+    with store.alive(run):
+        (lease,) = store.lease(spec, run)
+        store.scan(spec, {})
+        assert prune(store.engine)["images"] == 0
+        store.write(spec, lease)
     assert prune(store.engine)["patches"] == 3
+
+
+def test_prune_does_not_wait_for_a_run_that_died(store, spec):
+    other = store.spec("other")
+    store.scan(spec, {"a": "1"})
+    store.ingest(other, {"a": "1"})
+    (lease,) = store.lease(spec)
+    store.scan(other, {})
+    assert prune(store.engine)["patches"] == 3
+    assert store.write(spec, lease) == [lease]
+    assert store.scalar("SELECT count(*) FROM patchstore.image") == 0
+
+
+def test_the_old_content_of_a_file_that_vanished_only_lately_is_kept(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.scan(spec, {"a": "2"})
+    store.scan(spec, {})
+    assert set(prune(store.engine, keep_days=1).values()) == {0}
+    store.scan(spec, {"a": "2"})
+    assert store.shown(spec) == {"a"}
 
 
 def test_a_pruned_file_that_returns_is_new(store, spec):
@@ -301,8 +323,17 @@ def test_forgetting_takes_locks_in_the_order_of_everybody(store, spec):
 
 def test_what_another_run_is_computing_of_a_forgotten_source_is_left_to_it(store, spec):
     store.scan(spec, {"a": "1"})
-    (lease,) = store.lease(spec)
-    assert forget_source(store.engine, store.source())["images"] == 0
-    assert store.shown(spec) == set()
-    store.write(spec, lease)
+    store.scan(spec, {"b": "1"}, root="file:///elsewhere")
+    run = store.run(spec, "file:///elsewhere")
+    with store.alive(run):
+        (lease,) = store.lease(spec, run, root="file:///elsewhere")
+        store.scan(spec, {}, root="file:///elsewhere")
+        assert forget_source(store.engine, store.source())["images"] == 0
+        store.write(spec, lease)
     assert prune(store.engine)["patches"] == 3
+
+
+def test_what_a_dead_run_had_leased_of_a_forgotten_source_goes_with_it(store, spec):
+    store.scan(spec, {"a": "1"})
+    store.lease(spec)
+    assert forget_source(store.engine, store.source())["images"] == 1

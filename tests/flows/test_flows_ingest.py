@@ -26,6 +26,7 @@ from extractor.onnx import ExportedNetwork
 from extractor.spec import Recipe
 from flows import batch as steps
 from flows import models, scan
+from flows.sources import FolderSource
 from patchstore.store import register
 
 Paint = Callable[..., Path]
@@ -191,6 +192,55 @@ def test_failed_images_are_not_computed_again_until_someone_asks(
     forbid_work(monkeypatch)
     state, summary = ingest()
     assert (state.name, summary.failed) == ("CompletedWithErrors", 1)
+
+
+def test_images_whose_storage_was_away_are_computed_by_the_next_run(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    extract = steps.extract_patches
+
+    def away(*_: object) -> Any:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as storage:
+        storage.setattr(
+            steps, "extract_patches", lambda *given, **_: extract(*given, last_try=True)
+        )
+        storage.setattr(FolderSource, "read", away)
+        state, summary = ingest()
+        assert (state.name, summary.failed) == ("CompletedWithErrors", 1)
+        assert summary.reasons == {"cannot be read: Input/output error": 1}
+    state, summary = ingest()
+    assert (state.name, summary.done, summary.failed) == ("Completed", 1, 0)
+
+
+def test_images_that_may_have_killed_their_worker_are_computed_one_after_the_other(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(3):
+        paint(f"{n}.png", n)
+    extract, write = steps.extract_patches, steps.replace_patches
+    events: list[tuple[str, int]] = []
+
+    def fail(*_: object) -> Any:
+        raise RuntimeError("something about one of them")
+
+    def read(batch: Any, *given: Any, **options: Any) -> int:
+        events.append(("read", len(batch.leases)))
+        return extract(batch, *given, **options)
+
+    def written(engine: Engine, spec: StoredSpec, images: Any) -> Any:
+        events.append(("written", len(images)))
+        return write(engine, spec, images)
+
+    monkeypatch.setattr(steps, "replace_patches", fail)
+    for _ in range(2):
+        assert ingest()[0].is_failed()
+    monkeypatch.setattr(steps, "extract_patches", read)
+    monkeypatch.setattr(steps, "replace_patches", written)
+    assert ingest()[0].is_completed()
+    assert events == 3 * [("read", 1), ("written", 1)]
 
 
 def test_missing_weights_fail_the_run_and_lose_nothing(
