@@ -12,3 +12,6 @@ BEGIN
                 ON i.oid = pg_catalog.to_regclass('patchstore.patch_feature_s' || spec_id || '_hnsw')
              WHERE t.oid = pg_catalog.to_regclass('patchstore.patch_feature_s' || spec_id));
 END $$;
+
+ALTER FUNCTION patchstore.narrow(patchstore.feature_spec, patchstore.question, double precision)
+    RESET plan_cache_mode;

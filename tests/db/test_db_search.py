@@ -268,6 +268,35 @@ def test_a_spec_of_any_name_answers(store, name):
     assert len(nearest(store.engine, spec, store.vectors(1)[0], 2)) == 2
 
 
+def test_a_prefix_reads_the_files_under_it_and_no_others(store):
+    spec = store.spec()
+    store.load(spec, {f"file:///a/{n}": store.vectors(3, seed=n) for n in range(20)})
+    build_index(store.engine, spec, threshold=0, memory_mb=16)
+    store.sql(
+        "WITH other AS (INSERT INTO patchstore.image (sha256, size_bytes) "
+        "  SELECT sha256(n::text::bytea), 1 FROM generate_series(1, 20000) n RETURNING id) "
+        "INSERT INTO patchstore.image_location (source_id, uri, size_bytes, mark, image_id) "
+        "SELECT s.id, 'file:///b/' || o.id, 1, '', o.id FROM other o, patchstore.source s"
+    )
+    store.sql("ANALYZE patchstore.image_location")
+    with store.engine.begin() as connection:
+        hits = connection.execute(
+            text(
+                "SELECT * FROM patchstore.similar_patches('tiny', :query, prefix => 'file:///a/')"
+            ),
+            {"query": store.vectors(1)[0]},
+        ).all()
+        read = connection.execute(
+            text(
+                "SELECT pg_stat_get_xact_tuples_returned(c.oid)"
+                "  + pg_stat_get_xact_tuples_fetched(c.oid) FROM pg_class c"
+                " WHERE c.oid = 'patchstore.image_location'::regclass"
+            )
+        ).scalar_one()
+    assert len(hits) == 10
+    assert read < 1000
+
+
 def plan(gallery, name, approximate):
     with gallery.engine.connect() as connection:
         driver = connection.connection.driver_connection

@@ -1,4 +1,4 @@
-"""An index of many rows is searched as widely as one of few by its rows, however it was built.
+"""An index is searched as widely as its rows ask for, however it was built; a prefix by its index.
 
 Revision ID: 0011
 Revises: 0010
@@ -21,12 +21,12 @@ HERE = Path(__file__).parent
 
 
 def upgrade() -> None:
-    """Replaces a function; no row is touched."""
-    _run("0011_width_by_rows.sql")
+    """Replaces functions; no row is touched."""
+    _run("0011_width_and_prefix.sql")
 
 
 def downgrade() -> None:
-    """Brings the function of 0006 back."""
+    """Brings back what was before."""
     _run("0011_downgrade.sql")
 
 
