@@ -123,7 +123,9 @@ def temporary_home() -> Iterator[Path]:
 
 def environment(home: Path) -> dict[str, str]:
     """The environment of a command on `home`: settings of a person's own store do not leak in."""
-    hidden = ("PREFECT_", "PATCHSTORE_HOME", "PATCHSTORE_DATABASE_URL")
+    # A folder of secrets may hold the URL of a store, too.
+    places = ("PATCHSTORE_HOME", "PATCHSTORE_DATABASE_URL", "PATCHSTORE_SECRETS_DIR")
+    hidden = ("PREFECT_", *places)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return kept | {"PATCHSTORE_HOME": str(home)}
 

@@ -52,6 +52,16 @@ def pictures(tmp_path: Path) -> Pictures:
     return made_up(3, tmp_path)
 
 
+def test_a_benchmark_finds_no_store_of_a_persons_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HOME", "DATABASE_URL", "SECRETS_DIR"):
+        monkeypatch.setenv(f"PATCHSTORE_{name}", str(tmp_path / "own"))
+    found = environment(tmp_path / "home")
+    ours = {name: value for name, value in found.items() if value.startswith(str(tmp_path))}
+    assert ours == {"PATCHSTORE_HOME": str(tmp_path / "home")}
+
+
 def test_the_report_compares_with_the_fastest_bare_pass_and_the_tutorial(bench: run.Bench) -> None:
     said = run.report(bench)
     assert "120.0 patches/s, 0.80 of the fastest bare pass, 4.0 times the tutorial's way" in said
