@@ -45,6 +45,7 @@ _BYTES_A_PIXEL = 16  # four floats: no file of an image has more, but for its me
 _COPIED = 2**20  # bytes at once
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _LARGEST_TILE = 2**24  # pixels that a tile may have whatever the limit of the image
+_LARGEST_ICON = 2**22  # four times what Apple's largest has
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -248,7 +249,8 @@ def _check_tiles(image: TiffImageFile, max_pixels: int) -> None:
 def _check_inside_icon(file: IO[bytes], max_pixels: int) -> None:
     """Refuse a picture inside an icon that is larger than any icon.
 
-    Pillow decodes it before its size can be asked for, an ICO while that is opened.
+    Pillow decodes it before its size can be asked for, an ICO while that is opened; of an ICNS it
+    tells what the icon's kind claims.
     """
     start = file.read(4)
     file.seek(0)
@@ -268,6 +270,11 @@ def _check_inside_icon(file: IO[bytes], max_pixels: int) -> None:
             Image.open(inside, formats=("PNG", "JPEG2000", "DIB")) as picture,
         ):
             _check_size(picture.size, max_pixels)
+            if picture.width * picture.height > _LARGEST_ICON:
+                raise ImageTooLarge(
+                    f"the icon has a picture of {picture.width} x {picture.height} pixels in it, "
+                    "larger than any icon; save it as a PNG"
+                )
     file.seek(0)
 
 

@@ -95,6 +95,14 @@ def test_a_large_picture_inside_a_small_icon_is_refused_before_it_is_decoded(
             read(icon, max_pixels=10_000)
 
 
+@pytest.mark.parametrize("wrap", [as_ico, as_icns])
+def test_a_picture_that_no_icon_has_is_refused_however_many_pixels_are_allowed(wrap):
+    icon = wrap(encoded(Image.new("1", (2100, 2000)), "PNG"))
+    for read in (read_image, read_size):
+        with pytest.raises(ImageTooLarge, match="2100 x 2000 pixels in it, larger than any icon"):
+            read(icon)
+
+
 @pytest.mark.parametrize("options", [{}, {"bitmap_format": "bmp"}])
 @pytest.mark.parametrize("kind", ["ICO", "ICNS"])
 def test_icons_are_read(kind, options):
