@@ -474,6 +474,31 @@ def test_a_new_answer_leaves_the_keyboard_where_it_was(page: Page, shop: Shop) -
     expect(hits(page).nth(1).locator(".open")).to_be_focused()
 
 
+def test_the_last_hit_is_left_again_by_keyboard(page: Page) -> None:
+    pick_stored(page, "0.png")
+    click_at(page.locator("#stage"), 0.05, 0.05)
+    hits(page).nth(22).locator(".open").click()
+    page.get_by_role("button", name="Next").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#position")).to_have_text("24 of 24")
+    expect(page.get_by_role("button", name="Next")).to_be_disabled()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#position")).to_have_text("23 of 24")
+
+
+def test_a_hit_that_cannot_be_compared_shows_no_other_hits_picture(page: Page) -> None:
+    pick_stored(page, "0.png")
+    click_at(page.locator("#stage"), 0.05, 0.05)
+    hits(page).first.locator(".open").click()
+    picture = page.locator("#hit-stage:not([aria-busy]) img")
+    expect(picture).to_have_attribute("src", re.compile("."))
+    page.route("**/v1/search", lambda route: route.abort())
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#hit-problem")).to_contain_text("The service does not answer")
+    expect(picture).not_to_have_attribute("src", re.compile("."))
+    expect(page.locator("#near")).to_be_empty()
+
+
 def test_another_place_of_a_hit_is_gone_on_from(page: Page) -> None:
     pick_stored(page, "0.png")
     click_at(page.locator("#stage"), 0.05, 0.05)
@@ -652,7 +677,7 @@ def test_a_service_with_tokens_is_asked_with_one(browser: Browser, shop: Shop, s
         field.fill("a-token-that-is-wrong")
         page.get_by_role("button", name="Continue").click()
         expect(page.get_by_text("This token was refused.")).to_be_visible()
-        field.fill(TOKEN)
+        field.fill(f"\u200b{TOKEN}\u201d")  # as it may be pasted
         field.press("Enter")
         expect(page.get_by_role("dialog")).to_be_hidden()
         expect(page.locator("#stored li")).to_have_count(4)

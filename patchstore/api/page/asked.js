@@ -130,7 +130,9 @@ export function makeAsked(tell) {
       const [x, y, width, height] = box;
       const { image_id: id, patches } = await loadStored(stored.image_id, spec);
       if (!patches.length) return { kind: "image", id };
-      const { patch_id } = nearest(patches, [x + width / 2, y + height / 2]);
+      // An alias of the same spec has the same patch; under another one its place counts.
+      const same = patches.find((patch) => String(patch.box) === String(box));
+      const { patch_id } = same ?? nearest(patches, [x + width / 2, y + height / 2]);
       return { kind: "patch", id: patch_id };
     },
 

@@ -107,7 +107,8 @@ async function send(path, init = {}) {
     asking ??= askToken(token !== null).finally(() => (asking = null));
     const given = await asking;
     if (given === null) return answer;
-    sessionStorage.setItem(TOKEN, given);
+    // What a header cannot hold was pasted along with the token, and may not even be seen.
+    sessionStorage.setItem(TOKEN, given.replace(/[^\x21-\x7e]/g, ""));
   }
   return send(path, init);
 }

@@ -50,16 +50,26 @@ export function makeInspector(linkTo) {
       tellHeat(drawHeat(heat, image.width, image.height, compared));
       heat.hidden = false;
     } catch (error) {
-      if (error.name !== "AbortError") tellProblem(error.message);
+      if (error.name === "AbortError") return;
+      tellProblem(error.message);
+      hidePicture(); // what is still there is another hit's
     } finally {
       if (!signal.aborted) stage.root.removeAttribute("aria-busy");
     }
   }
 
+  function hidePicture() {
+    stage.img.removeAttribute("src");
+    delete stage.img.dataset.path;
+    byId("near").textContent = byId("far").textContent = "";
+  }
+
   function tellHit(hit) {
+    const focused = document.activeElement;
     byId("position").textContent = `${at + 1} of ${shown.hits.length}`;
     previous.disabled = at === 0;
     next.disabled = at === shown.hits.length - 1;
+    if (focused.disabled) onward.focus({ preventScroll: true }); // else nobody hears the keys
     byId("hit-name").textContent = nameOf(hit.uri);
     byId("hit-uri").textContent = hit.uri;
     stage.img.alt = nameOf(hit.uri);
