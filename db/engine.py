@@ -81,6 +81,7 @@ def make_engine(
     vectors: bool = True,
     connections: int = 18,
     statement_timeout_s: float | None = None,
+    lock_timeout_s: float | None = None,
     wait_s: float = 30.0,
     autocommit: bool = False,
 ) -> Engine:
@@ -91,6 +92,7 @@ def make_engine(
         vectors: register pgvector's types; off only where the extension may not exist yet.
         connections: how many it opens at most.
         statement_timeout_s: after which the database stops a statement.
+        lock_timeout_s: the same, for one that waits for a lock.
         wait_s: how long to wait for a free connection, and at most 10 s of it for a new one.
         autocommit: each statement by itself, which spares two round trips where it is the only one;
             `engine.begin` is no transaction then.
@@ -101,10 +103,12 @@ def make_engine(
         "application_name": "patchstore",
     }
     options = {name: value for name, value in options.items() if name not in url.query}
-    if statement_timeout_s is not None:
+    timeouts = {"statement_timeout": statement_timeout_s, "lock_timeout": lock_timeout_s}
+    limits = [f"-c {name}={round(1000 * s)}" for name, s in timeouts.items() if s is not None]
+    if limits:
         given = url.query.get("options", "")
-        timeout = f"-c statement_timeout={round(1000 * statement_timeout_s)}"
-        options["options"] = f"{given if isinstance(given, str) else ' '.join(given)} {timeout}"
+        given = given if isinstance(given, str) else " ".join(given)
+        options["options"] = " ".join((given, *limits))
     engine = create_engine(
         url,
         hide_parameters=True,

@@ -48,6 +48,7 @@ MOST_ROUNDS = 8
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
+GoOn = Callable[[], None]  # raises once nobody waits for the answer any more
 # The vectors, float32 (N, D), of N regions, under a spec.
 Embed = Callable[[StoredSpec, Sequence[Region]], Vectors]
 
@@ -187,6 +188,7 @@ def ask(
     other_images: bool = False,
     refinement: Refinement = Refinement(),
     embed: Embed = embed_once,
+    go_on: GoOn = lambda: None,
 ) -> tuple[Asked, Answer]:
     """Answers a question with the nearest patches or images, closest first.
 
@@ -198,6 +200,7 @@ def ask(
         other_images: leave the question's own image out.
         refinement: what is done with the hits.
         embed: computes the vectors of a picture's regions.
+        go_on: called before each thing that may take long; what it raises ends the question.
 
     Raises:
         QuestionError: the question itself is wrong.
@@ -212,7 +215,9 @@ def ask(
         )
     if not 1 <= options.k <= MAX_K:  # what is asked of the store may be more or less than that
         raise QuestionError(f"k is {options.k}, expected 1 to {MAX_K}", "k_range")
+    go_on()
     asked = prepare(engine, spec, question, embed)
+    go_on()
     if other_images:
         if isinstance(question, VectorQuestion):
             raise QuestionError(
@@ -222,13 +227,15 @@ def ask(
             )
         options = replace(options, other_than=(*options.other_than, *asked.image_ids))
     if refinement.consistent:
-        return asked, _by_arrangement(engine, spec, asked, options, embed)
+        return asked, _by_arrangement(engine, spec, asked, options, embed, go_on)
     if refinement.merge and options.by == "patch":
-        return asked, _merged(engine, spec, asked, options)
+        return asked, _merged(engine, spec, asked, options, go_on)
     return asked, search_store(engine, spec, asked.vector, options)
 
 
-def _merged(engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptions) -> Answer:
+def _merged(
+    engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptions, go_on: GoOn
+) -> Answer:
     """k hits that do not overlap: the search is widened until they are found or all are seen.
 
     Not exact where the nearest `MAX_K` are fewer than k without overlap, and there are more.
@@ -243,10 +250,16 @@ def _merged(engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptio
         if wide.k >= MAX_K:
             return replace(answer, hits=kept, exact=False)
         wanted *= 4
+        go_on()
 
 
 def _by_arrangement(
-    engine: Engine, spec: StoredSpec, asked: Asked, options: SearchOptions, embed: Embed
+    engine: Engine,
+    spec: StoredSpec,
+    asked: Asked,
+    options: SearchOptions,
+    embed: Embed,
+    go_on: GoOn,
 ) -> Answer:
     assert asked.picture is not None and asked.box is not None
     left, top, width, height = asked.box
@@ -269,6 +282,7 @@ def _by_arrangement(
     seen: set[int] = set()
     exact = True
     for _ in range(MOST_ROUNDS):
+        go_on()
         others = replace(per_part, other_than=(*options.other_than, *seen))
         answers = search_many(engine, spec, vectors, others)
         for hits, answer in zip(found, answers, strict=True):

@@ -137,9 +137,9 @@ def _marked(overview: _Overview | None, box: Box) -> str | None:
         return None
     image, ratio = overview[0].copy(), overview[1]
     x, y, width, height = (round(value * ratio) for value in box)
-    ImageDraw.Draw(image).rectangle(
-        (x, y, x + width - 1, y + height - 1), outline="#e8472b", width=3
-    )
+    # Of a small patch of a large image less than a pixel is left.
+    last = max(x, x + width - 1), max(y, y + height - 1)
+    ImageDraw.Draw(image).rectangle((x, y, *last), outline="#e8472b", width=3)
     return _data_uri(image)
 
 

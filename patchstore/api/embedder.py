@@ -12,10 +12,11 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
+from cachetools import TTLCache
 
 from db.specs import StoredSpec
 from extractor.arrays import Region
-from extractor.errors import ImageError
+from extractor.errors import ImageError, WeightsError
 from extractor.spec import FeatureSpec
 from patchstore.query import Vectors, load_extractor, stack_vectors
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _THREADS = (1, 2, 2)  # by how many each shares the cores; to change that takes milliseconds
+_MISSING_S = 60.0  # to look for weights may take as long as a firewall lets one wait
 _LEAST = 2  # patches of a pass beside another: one by one they take nearly twice as long
 
+_Place = tuple[int, str]  # a spec, and where its weights should be
 Observe = Callable[[int, float], None]  # patches of a forward pass, its seconds
 
 
@@ -65,6 +68,7 @@ class BatchingEmbedder:
         self._passes = 0  # that are being computed
         self._sharing = False  # the cores; or there is one pass, which has them all
         self._teams_of: dict[int, int] = {}  # a spec, once its network is loaded
+        self._missing: TTLCache[_Place, WeightsError] = TTLCache(1_000, ttl=_MISSING_S)
         self._closed = False
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -91,6 +95,8 @@ class BatchingEmbedder:
         """
         job = _Job(spec, regions)
         with self._lock:
+            if missing := self._missing.get((spec.id, spec.weights_source)):
+                raise WeightsError(*missing.args)
             # One question alone may be larger than the limit.
             if self._waiting and self._waiting + len(regions) > self._max_waiting:
                 raise Problem(
@@ -219,11 +225,16 @@ class BatchingEmbedder:
 
     def _load(self, spec: StoredSpec) -> "FeatureExtractor":
         with self._loading:
-            extractor = load_extractor(
-                FeatureSpec.model_validate(spec.recipe),
-                spec.weights_source,
-                self._batch_size,
-                small_passes=True,
-            )
+            try:
+                extractor = load_extractor(
+                    FeatureSpec.model_validate(spec.recipe),
+                    spec.weights_source,
+                    self._batch_size,
+                    small_passes=True,
+                )
+            except WeightsError as error:  # no pass of another spec waits for the next search
+                with self._lock:
+                    self._missing[spec.id, spec.weights_source] = error
+                raise
             self._teams_of[spec.id] = extractor.teams
             return extractor

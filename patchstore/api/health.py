@@ -33,17 +33,18 @@ async def readyz(service: Here, response: Response) -> Ready:
     """Whether questions can be answered: the database answers and the network is no longer loading.
 
     Without a network (no spec yet, weights that are not here) questions about vectors and stored
-    patches are answered all the same. Where tokens are needed, only the log says why a database is
-    away: whoever asks here has none, and the reason names hosts and roles.
+    patches are answered all the same. Where tokens are needed, only the log says why one of them is
+    away: whoever asks here has none, and the reasons name hosts, roles and folders.
     """
-    database = await service.probe(_database)
-    ready = database == "ok" and service.network != "warming"
+    database, network = await service.probe(_database), service.network
+    ready = database == "ok" and network != "warming"
     response.status_code = 200 if ready else 503
     if database != "ok":
         logger.warning("the database is away: %s", database)
-        if service.settings.api_tokens.get_secret_value():
-            database = "away"
-    return Ready(status="ready" if ready else "waiting", database=database, network=service.network)
+    if service.settings.api_tokens.get_secret_value():
+        database = database if database == "ok" else "away"
+        network = network.partition(":")[0]
+    return Ready(status="ready" if ready else "waiting", database=database, network=network)
 
 
 @numbers.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

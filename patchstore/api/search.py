@@ -11,6 +11,7 @@ from db.search import Answer, Hit, SearchOptions
 from db.specs import StoredSpec
 from patchstore.query import (
     Asked,
+    GoOn,
     ImageQuestion,
     PatchQuestion,
     PlaceQuestion,
@@ -51,14 +52,16 @@ async def search(request: Request, service: Annotated[Service, Depends(service_o
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
         body = await service.json_of(request, SearchBody.model_validate_json)
-        return await service.in_thread(_answer, service, body, _stored_or_vector(body))
+        go_on = service.patience()
+        return await service.in_thread(_answer, service, body, _stored_or_vector(body), go_on)
     if media_type == "multipart/form-data":
         form, content = await _read_form(request)
         limit = service.settings.api_max_pixels
         question = ImageQuestion(
             content, form.region, max_pixels=limit, limit_name="PATCHSTORE_API_MAX_PIXELS"
         )
-        return await service.in_thread(_answer_picture, service, form, question)
+        go_on = service.patience()
+        return await service.in_thread(_answer_picture, service, form, question, go_on)
     raise Problem(
         "media_type_unsupported",
         f"the body is {media_type[:100] or 'of no type'}; send application/json with a vector or "
@@ -92,13 +95,17 @@ def _stored_or_vector(body: SearchBody) -> Question:
     return PlaceQuestion(image, body.place.x, body.place.y)
 
 
-def _answer_picture(service: Service, form: SearchForm, question: ImageQuestion) -> Response:
+def _answer_picture(
+    service: Service, form: SearchForm, question: ImageQuestion, go_on: GoOn
+) -> Response:
     """The answer, for as long as which the picture is held."""
     with service.pixels.hold(picture_size(question)):
-        return _answer(service, form, question)
+        return _answer(service, form, question, go_on)
 
 
-def _answer(service: Service, asking: SearchBody | SearchForm, question: Question) -> Response:
+def _answer(
+    service: Service, asking: SearchBody | SearchForm, question: Question, go_on: GoOn
+) -> Response:
     spec = service.spec(asking.spec)
     options = SearchOptions(
         k=asking.k,
@@ -121,6 +128,7 @@ def _answer(service: Service, asking: SearchBody | SearchForm, question: Questio
         other_images=asking.other_images,
         refinement=Refinement(merge=asking.merge, consistent=consistent),
         embed=service.embedder,
+        go_on=go_on,
     )
     kind = type(question).__name__.removesuffix("Question").lower()
     service.metrics.searches.labels(kind, asking.by).observe(time.perf_counter() - begun)

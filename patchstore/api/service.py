@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from cachetools import TTLCache
 from fastapi import Request
 from sqlalchemy import Engine
 
+from db.engine import make_engine
 from db.errors import StoreError
 from db.specs import StoredSpec
 from extractor.errors import ExtractorError
@@ -58,7 +60,11 @@ class Service:
         self._lock = threading.Lock()
         # More threads than connections would only wait for one, but decode in the meantime.
         self._threads = ThreadPoolExecutor(2 * settings.api_connections, "question")
-        self._prober = ThreadPoolExecutor(1, "probe")  # questions that wait say nothing of health
+        # Questions that wait, for a thread or for a connection, say nothing of health.
+        self._prober = ThreadPoolExecutor(1, "probe")
+        self._probed = make_engine(
+            engine.url, vectors=False, connections=1, statement_timeout_s=PROBE_S, wait_s=PROBE_S
+        )
         self._in_hand = 0
         self._probe: Future[str] | None = None
 
@@ -80,6 +86,16 @@ class Service:
         future.add_done_callback(self._let_go)  # later than the request that is given up on
         return await asyncio.wrap_future(future)
 
+    def patience(self) -> Callable[[], None]:
+        """What raises `timeout` once a request that came now has been given up on."""
+        end = time.monotonic() + self.settings.api_request_timeout_s
+
+        def go_on() -> None:
+            if time.monotonic() > end:
+                raise Problem("timeout", "the time of the request is over")
+
+        return go_on
+
     async def json_of(self, request: Request, validate: Callable[[Any], T]) -> T:
         """What pydantic makes of a JSON body; of a large one in a thread, for others are waiting.
 
@@ -100,7 +116,7 @@ class Service:
         Only one asks at a time, however many want to know: each would keep a connection.
         """
         if self._probe is None or self._probe.done():
-            self._probe = self._prober.submit(ask, self.engine)
+            self._probe = self._prober.submit(ask, self._probed)
         try:
             async with asyncio.timeout(PROBE_S):
                 return await asyncio.shield(asyncio.wrap_future(self._probe))
@@ -127,12 +143,14 @@ class Service:
         self._prober.shutdown(wait=False, cancel_futures=True)
         self.embedder.close()
         self.metrics.close()
+        self._probed.dispose()
 
     def warm(self) -> None:
         """Loads the network of the spec that is asked for when none is named."""
         try:
             self.embedder.warm(self.spec(None))
         except StoreError as error:
+            logger.warning("no network yet: %s", error)
             self.network = f"none yet: {error}"
         except Exception as error:  # whatever it is, `/readyz` must not wait for ever
             expected = isinstance(error, ExtractorError)

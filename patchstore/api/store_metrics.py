@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import URL
 
 from db.engine import make_engine
-from db.errors import StoreError
+from db.errors import StoreError, StoreTimeout
 from db.gauges import (
     RUN_STATES,
     SourceGauges,
@@ -101,10 +101,16 @@ class StoreMetrics(Collector):
 
     def __init__(self, url: URL) -> None:
         self._engine = make_engine(
-            url, vectors=False, connections=1, statement_timeout_s=TIMEOUT_S, wait_s=TIMEOUT_S
+            url,
+            vectors=False,
+            connections=1,
+            statement_timeout_s=TIMEOUT_S,
+            lock_timeout_s=TIMEOUT_S / 2,  # a store that is locked is no slow one
+            wait_s=TIMEOUT_S,
         )
         self._lock = threading.Lock()
         self._known: StoreGauges | None = None
+        self._answers = False
         self._expires = 0.0
 
     def close(self) -> None:
@@ -114,7 +120,7 @@ class StoreMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """`patchstore_up`, and the rest where the database answers."""
         gauges = self._read()
-        yield _gauge("patchstore_up", "Whether the database answers.", (), [(gauges is not None,)])
+        yield _gauge("patchstore_up", "Whether the database answers.", (), [(self._answers,)])
         if gauges is not None:
             yield from _of_sources(gauges)
             yield from _of_specs(gauges)
@@ -124,11 +130,14 @@ class StoreMetrics(Collector):
         with self._lock:
             begun = time.monotonic()
             if begun >= self._expires:
+                self._answers = True
                 try:
                     self._known = read_gauges(self._engine)
+                except StoreTimeout as error:  # while millions wait; the last numbers stand
+                    logger.warning("the metrics of the store are late: %s", error)
                 except StoreError as error:  # the service's own numbers are told all the same
                     logger.warning("no metrics of the store: %s", error)
-                    self._known = None
+                    self._known, self._answers = None, False
                 now = time.monotonic()
                 self._expires = now + max(KEPT_S, (now - begun) / SHARE)
             return self._known

@@ -45,7 +45,7 @@ def status(as_json: Json = False) -> None:
         (
             (
                 r.id,
-                f"{r.started_at:%Y-%m-%d %H:%M:%S}",
+                f"{r.started_at.astimezone():%Y-%m-%d %H:%M:%S}",
                 r.state.replace("_", " "),
                 r.source,
                 r.spec,

@@ -201,6 +201,22 @@ def test_a_network_that_is_missing_is_said_to_everybody_and_is_no_end(embedder, 
     assert embedder(spec(), [region(1)]).tolist() == [[1]]
 
 
+def test_weights_that_were_not_found_are_not_looked_for_at_every_question(
+    embedder, network, monkeypatch
+) -> None:
+    looked = []
+
+    def load(*arguments: object, **options: object) -> None:
+        looked.append(arguments)
+        raise WeightsError("no such file")
+
+    monkeypatch.setattr(module, "load_extractor", load)
+    for _ in range(3):
+        with pytest.raises(WeightsError, match="no such file"):
+            embedder(spec("missing"), [region(1)])
+    assert len(looked) == 1
+
+
 def test_more_than_may_wait_are_refused_at_once(embedder, network) -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(embedder, spec(), [region(1)] * 8)

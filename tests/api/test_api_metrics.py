@@ -13,6 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from db.engine import make_engine
+from db.errors import StoreTimeout
 from db.gauges import read_gauges
 from db.index import build_index
 from patchstore.api import store_metrics
@@ -128,6 +129,21 @@ def test_a_store_that_is_locked_is_down_and_keeps_nobody_waiting(
     with serve(own_shelf.engine) as url, own_shelf.engine.connect() as blocker:
         blocker.exec_driver_sql("LOCK TABLE patchstore.extraction")
         assert value(scrape(url), "patchstore_up") == 0
+
+
+def test_a_store_whose_numbers_take_long_is_not_down(own_shelf, serve, monkeypatch) -> None:
+    monkeypatch.setattr(store_metrics, "KEPT_S", 0.0)
+    monkeypatch.setattr(store_metrics, "SHARE", 1e9)
+    with serve(own_shelf.engine) as url:
+        before = value(scrape(url), "patchstore_stored_images", spec=own_shelf.spec.name)
+
+        def late(_engine: object) -> None:
+            raise StoreTimeout("canceling statement due to statement timeout")
+
+        monkeypatch.setattr(store_metrics, "read_gauges", late)
+        told = scrape(url)
+    assert value(told, "patchstore_up") == 1
+    assert value(told, "patchstore_stored_images", spec=own_shelf.spec.name) == before > 0
 
 
 def test_scrapes_close_together_read_the_database_once(shelf, serve, monkeypatch) -> None:

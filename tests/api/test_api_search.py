@@ -2,17 +2,21 @@
 
 import io
 import json
+import time
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import Response
 from PIL import Image
 
 from db.aliases import promote
 from db.prune import remove_spec
-from db.search import SearchOptions, find_patch, search
+from db.search import SearchOptions, find_patch, search, search_many
 from patchstore import query
+from patchstore.api import search as api_search
 from patchstore.api.embedder import BatchingEmbedder
+from patchstore.api.settings import ServeSettings
 from patchstore.query import ImageQuestion, ask
 
 
@@ -131,6 +135,33 @@ def test_images_are_ranked_by_arrangement_beyond_those_whose_patches_are_all_nea
     region = {"region": "0,0,48,48", "consistent": True}
     answer = asked_by_picture(http, shelf.content("3.png"), k=4, **region)
     assert len({hit["image_id"] for hit in answer["hits"]}) == 4
+
+
+def test_a_question_that_was_given_up_on_asks_the_store_no_further(
+    shelf, serve, monkeypatch, wait_until
+) -> None:
+    rounds, ended = [], []
+
+    def slow(*arguments: object) -> list:
+        rounds.append(arguments)
+        time.sleep(0.6)
+        return search_many(*arguments)
+
+    def whole(*arguments: object) -> Response:
+        try:
+            return answer_picture(*arguments)
+        finally:
+            ended.append(1)
+
+    answer_picture = api_search._answer_picture
+    monkeypatch.setattr(query, "search_many", slow)
+    with serve(shelf.engine, ServeSettings(api_request_timeout_s=0.5)) as url:
+        httpx.post(f"{url}/v1/search", json={"patch_id": 1})
+        monkeypatch.setattr(api_search, "_answer_picture", whole)
+        picture = {"image": ("a.png", shelf.content("0.png"))}
+        sent = httpx.post(f"{url}/v1/search", files=picture, data={"consistent": True, "k": 50})
+        wait_until(lambda: ended)
+    assert (sent.status_code, len(rounds)) == (504, 1)
 
 
 def test_merging_that_sees_no_more_patches_does_not_say_exact(http, monkeypatch) -> None:
