@@ -148,10 +148,13 @@ def get_image(engine: Engine, image_id: int) -> ImageRow:
     return _image(row)
 
 
-def list_patches(engine: Engine, spec: StoredSpec, image_id: int) -> list[PatchRow]:
-    """An image's searchable patches, by scale, then row by row."""
+def list_patches(
+    engine: Engine, spec: StoredSpec, image_id: int, limit: int | None = None
+) -> list[PatchRow]:
+    """An image's searchable patches, by scale, then row by row; at most `limit` of them."""
+    condition = "p.spec_id = :spec AND p.image_id = :value"
     with store_errors(), engine.connect() as connection:
-        return _patches(connection, "p.spec_id = :spec AND p.image_id = :value", spec.id, image_id)
+        return _patches(connection, condition, spec.id, image_id, limit)
 
 
 def get_patch_row(engine: Engine, patch_id: int) -> PatchRow:
@@ -304,16 +307,20 @@ def _image(row: Row[Any]) -> ImageRow:
 
 
 def _patches(
-    connection: Connection, condition: str, spec_id: int | None, value: int
+    connection: Connection,
+    condition: str,
+    spec_id: int | None,
+    value: int,
+    limit: int | None = None,
 ) -> list[PatchRow]:
     rows = connection.execute(
         text(
             "SELECT p.id, p.image_id, s.name, p.x, p.y, p.width, p.height, p.scale "
             "FROM patchstore.patch_feature p JOIN patchstore.feature_spec s ON s.id = p.spec_id "
             "JOIN patchstore.extraction e ON e.spec_id = p.spec_id AND e.image_id = p.image_id "
-            f"WHERE e.visible AND {condition} ORDER BY p.scale, p.y, p.x"
+            f"WHERE e.visible AND {condition} ORDER BY p.scale, p.y, p.x LIMIT :limit"
         ),
-        {"spec": spec_id, "value": value},
+        {"spec": spec_id, "value": value, "limit": limit},
     )
     return [
         PatchRow(r.id, r.image_id, r.name, (r.x, r.y, r.width, r.height), r.scale) for r in rows

@@ -39,12 +39,15 @@ class ImagePatches:
         boxes: int32 (N, 4) as x, y, width, height, inside the image.
         scales: float32 (N,).
         vectors: float32 (N, D), finite, within +-65504.
+        size: width and height of the image in pixels, for one whose header was not read by the scan
+            that found it.
     """
 
     lease: Lease
     boxes: NDArray[np.int32]
     scales: NDArray[np.float32]
     vectors: NDArray[np.float32]
+    size: tuple[int, int] | None = None
 
 
 def replace_patches(
@@ -145,6 +148,25 @@ def _replace(connection: Connection, spec: StoredSpec, images: Sequence[ImagePat
                 copy.write(block)
         copy.write(TRAILER)
     _mark_done(connection, spec, {i.lease.image_id: len(i.boxes) for i in images})
+    if sizes := {i.lease.image_id: i.size for i in images if i.size is not None}:
+        _note_sizes(connection, sizes)
+
+
+def _note_sizes(connection: Connection, sizes: Mapping[int, tuple[int, int]]) -> None:
+    """Of images whose size nobody knew."""
+    connection.execute(
+        text(
+            "UPDATE patchstore.image i SET width = s.width, height = s.height "
+            "  FROM unnest(CAST(:images AS bigint[]), CAST(:widths AS integer[]),"
+            "              CAST(:heights AS integer[])) AS s (id, width, height) "
+            " WHERE i.id = s.id AND i.width IS NULL"
+        ),
+        {
+            "images": list(sizes),
+            "widths": [width for width, _ in sizes.values()],
+            "heights": [height for _, height in sizes.values()],
+        },
+    )
 
 
 def encoded_rows(spec: StoredSpec, image: ImagePatches) -> Iterator[bytes]:

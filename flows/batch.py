@@ -43,6 +43,7 @@ class Batch:
         self.number = number
         self.leases = leases
         self.decoded: dict[int, DecodedImage] = {}
+        self.sizes: dict[int, tuple[int, int]] = {}
         self.features: dict[int, PatchFeatures] = {}
         self.failed: dict[int, str] = {}
         self.released: set[int] = set()
@@ -95,6 +96,7 @@ def extract_patches(
                 batch.released.add(lease.image_id)  # the next scan finds it changed
             else:
                 batch.decoded[lease.image_id] = image
+                batch.sizes[lease.image_id] = image.pixels.shape[1], image.pixels.shape[0]
     if troubled and not last_try:
         raise TransientReadError(f"{len(troubled)} files, first: {troubled[0]}")
     return sum(len(image.grid.boxes) for image in batch.decoded.values())
@@ -155,7 +157,8 @@ def _groups(batch: Batch, leases: Sequence[Lease]) -> Iterator[list[ImagePatches
         if group and rows + len(found.boxes) > TRANSACTION_ROWS:
             yield group
             group, rows = [], 0
-        group.append(ImagePatches(lease, found.boxes, found.scales, found.vectors))
+        size = batch.sizes[lease.image_id]
+        group.append(ImagePatches(lease, found.boxes, found.scales, found.vectors, size))
         rows += len(found.boxes)
     if group:
         yield group

@@ -12,7 +12,7 @@ from db.aliases import list_aliases
 from db.specs import list_specs
 
 from .pictures import Picture
-from .problems import checked
+from .problems import Problem, checked
 from .schemas import (
     MAX_ID,
     FilterText,
@@ -33,6 +33,8 @@ router = APIRouter()
 admin = APIRouter()
 
 Here = Annotated[Service, Depends(service_of)]
+MOST_PATCHES = 100_000  # that are listed: some hundred bytes each, in every hand they go through
+
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 Side = Annotated[int, Query(ge=16, le=2048, description="Of the longer side at most, in pixels.")]
 JPEG: dict[int | str, dict[str, Any]] = {
@@ -128,26 +130,34 @@ async def image(service: Here, image_id: Id) -> ImageOut:
     return _image(await service.in_thread(browse.get_image, service.engine, image_id))
 
 
-@router.get("/v1/images/{image_id}/patches")
+@router.get("/v1/images/{image_id}/patches", response_model=PatchesOut)
 async def patches(
     service: Here,
     image_id: Id,
     spec: Annotated[
         Text | None, Query(description="Without it `default`, or the only one.")
     ] = None,
-) -> PatchesOut:
+) -> Response:
     """An image's searchable patches under a spec, by scale, then row by row."""
     return await service.in_thread(_patches, service, image_id, spec)
 
 
-def _patches(service: Service, image_id: int, name: str | None) -> PatchesOut:
+def _patches(service: Service, image_id: int, name: str | None) -> Response:
+    """Made here as text: of many, that would keep the others waiting."""
     spec = service.spec(name)
     browse.get_image(service.engine, image_id)  # an unknown image is no image without patches
-    rows = browse.list_patches(service.engine, spec, image_id)
-    return PatchesOut(
+    rows = browse.list_patches(service.engine, spec, image_id, MOST_PATCHES + 1)
+    if len(rows) > MOST_PATCHES:
+        raise Problem(
+            "patches_too_many",
+            f"image {image_id} has more than {MOST_PATCHES:,} patches under spec {spec.name!r}; "
+            "ask about one by its place",
+        )
+    found = PatchesOut(
         spec=spec.name,
         patches=[PatchOut(**vars(row), thumbnail=thumbnail_of(row.patch_id)) for row in rows],
     )
+    return Response(found.model_dump_json(), media_type="application/json")
 
 
 @router.get("/v1/images/{image_id}/picture.jpg", response_class=Response, responses=JPEG)

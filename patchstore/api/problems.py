@@ -80,6 +80,7 @@ RULES: dict[str, Rule] = {
     "spec_building": Rule(409, "The spec is still building"),
     "image_unknown": Rule(404, "No such image"),
     "patch_unknown": Rule(404, "No such patch"),
+    "patches_too_many": Rule(422, "The image has too many patches to list"),
     "picture_gone": Rule(404, "The picture is not there any more"),
     "picture_unreadable": Rule(404, "The picture is of a kind that is not read, or broken"),
     "network_unavailable": Rule(503, "The network cannot be loaded"),

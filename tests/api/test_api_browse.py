@@ -11,6 +11,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from db.aliases import promote, remove_alias
+from patchstore.api import browse
 
 
 def get(http: httpx.Client, path: str, **query: object) -> dict:
@@ -83,6 +84,15 @@ def test_the_patches_of_an_image_come_row_by_row(http, shelf) -> None:
     boxes = [patch["box"] for patch in answer["patches"]]
     assert answer["spec"] == "tiny"
     assert boxes == [[x, y, 48, 48] for y in (0, 24, 32) for x in (0, 24, 48)]
+
+
+def test_more_patches_than_can_be_listed_are_not_listed_in_part(http, shelf, monkeypatch) -> None:
+    path = f"/v1/images/{shelf.ids['1.png']}/patches"
+    for most, status in ((9, 200), (8, 422)):
+        monkeypatch.setattr(browse, "MOST_PATCHES", most)
+        answer = http.get(path)
+        assert answer.status_code == status
+    assert answer.json()["rule"] == "patches_too_many"
 
 
 def test_a_thumbnail_is_cut_from_the_original(http, shelf) -> None:

@@ -130,6 +130,16 @@ def test_a_box_outside_the_image_leaves_nothing(store, spec, lease, box):
     assert (rows(store), states(store)) == (0, [("leased", None, 1)])
 
 
+def test_the_size_of_an_image_is_kept_where_no_scan_could_tell_it(store, spec):
+    store.scan(spec, {"a": "1", "b": "2"})
+    store.sql("UPDATE patchstore.image SET width = NULL, height = NULL WHERE id = 1")
+    leases = store.lease(spec)
+    arrays = (*store.boxes(3), store.vectors(3))
+    replace_patches(store.engine, spec, [ImagePatches(each, *arrays, (40, 30)) for each in leases])
+    found = store.sql("SELECT width, height FROM patchstore.image ORDER BY id")
+    assert found == [(40, 30), (10, 10)]
+
+
 def test_the_same_box_twice_leaves_nothing(store, spec, lease):
     boxes, scales = store.boxes(3)
     boxes[2] = boxes[0]
