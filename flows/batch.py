@@ -84,9 +84,11 @@ def extract_patches(
             batch.released.add(lease.image_id)  # the next scan finds it vanished
         except OSError as error:
             reason = f"{UNREAD}{error.strerror or error}"
-            troubled.append(f"{lease.uri} {reason}")
-            if last_try:
+            # No waiting mends a permission; the next run looks again.
+            if last_try or isinstance(error, PermissionError):
                 batch.failed[lease.image_id] = reason
+            else:
+                troubled.append(f"{lease.uri} {reason}")
         except Exception as error:  # a decoder's bug: this image fails, the batch goes on
             logger.exception("%s: unexpected error while decoding", lease.uri)
             reason = f"cannot be decoded: {type(error).__name__}: {error}"
@@ -97,7 +99,7 @@ def extract_patches(
             else:
                 batch.decoded[lease.image_id] = image
                 batch.sizes[lease.image_id] = image.pixels.shape[1], image.pixels.shape[0]
-    if troubled and not last_try:
+    if troubled:
         raise TransientReadError(f"{len(troubled)} files, first: {troubled[0]}")
     return sum(len(image.grid.boxes) for image in batch.decoded.values())
 

@@ -152,7 +152,8 @@ def _ingest(run: _Run, request: IngestRequest) -> Summary:
     found = ", ".join(f"{count} {what}" for what, count in asdict(counts).items())
     get_run_logger().info("scanned %s: %s", run.folder.root, found)
     reclaim(run.engine, run.stored, StoreSettings().max_attempts)
-    retry_failed(run.engine, run.stored.name, run.folder.root, unread_only=True)
+    if again := retry_failed(run.engine, run.stored.name, run.folder.root, unread_only=True):
+        get_run_logger().info("%d images that could not be read are tried again", again)
     summary = _summary(counts, run.folder)
     if pending := count_waiting(run.engine, run.stored, run.source_id, run.id):
         _compute_pending(run, summary, pending, request.precision)

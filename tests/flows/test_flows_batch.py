@@ -104,6 +104,18 @@ def test_a_file_that_cannot_be_read_just_now_is_tried_again_and_fails_on_the_las
     assert batch.failed == {2: "cannot be read: Input/output error"}
 
 
+def test_a_file_without_permission_is_not_waited_for(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_source: FolderSource, uri: str, _max_pixels: int) -> BytesIO:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), uri)
+
+    batch = Batch(1, [lease_of(paint("a.png"))])
+    monkeypatch.setattr(FolderSource, "read", refused)
+    assert read(batch, folder) == 0
+    assert batch.failed == {1: "cannot be read: Permission denied"}
+
+
 def test_a_disk_without_room_for_a_large_picture_is_tried_again(
     folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
