@@ -164,7 +164,7 @@ def test_an_audit_compares_patches_of_scales_that_float32_rounds(
     )
     scaled = register(store, "scaled", resolve(recipe))
     paint("a.png")
-    ingest(IngestRequest(source=str(folder), spec="scaled"))
+    ingest(IngestRequest(source=str(folder), spec="scaled", precision="float32"))
     _state, report = run_audit(scaled)
     assert report.problems == []
     assert 0 <= report.largest_difference < 1e-5
