@@ -105,7 +105,7 @@ COLOURS = """(canvas) => {
 
 @dataclass(frozen=True)
 class Shop:
-    """A store of pictures of seeded noise, each of 96 x 80 pixels, under two specs.
+    """A store of pictures of seeded noise, each of 96 x 80 pixels, under three specs.
 
     Attributes:
         folder: `0.png`, `1.png`, `2.png` and one with a hostile name.
@@ -138,16 +138,19 @@ def shop(
         engine = make_engine(parse_url(server).set(database="page_shop"))
         ingest(engine, folder, "tiny", 48)
         ingest(engine, folder, "wee", 32)
+        ingest(engine, folder, "zoom", 32, scales=(1.0, 0.5))
         with serving(engine, ServeSettings()) as url:
             yield Shop(engine, folder, url)
         engine.dispose()
         admin.execute("DROP DATABASE page_shop WITH (FORCE)")
 
 
-def ingest(engine: Engine, folder: Path, name: str, size: int) -> None:
+def ingest(
+    engine: Engine, folder: Path, name: str, size: int, *, scales: tuple[float, ...] = (1.0,)
+) -> None:
     """Stores real vectors of a folder's pictures, without the run around it."""
-    recipe = Recipe(backbone="squeezenet1_1", weights="random:0", patch_size=size, stride=size // 2)
-    resolved = resolve(recipe)
+    sizes = {"patch_size": size, "stride": size // 2, "scales": scales}
+    resolved = resolve(Recipe("squeezenet1_1", "random:0", **sizes))
     spec = register(engine, name, resolved)
     source, started = open_source(engine, str(folder)), start_scan(engine)
     record_files(engine, source, spec, [see(path) for path in sorted(folder.iterdir())], started)
@@ -493,7 +496,7 @@ def test_a_hit_that_cannot_be_compared_shows_no_other_hits_picture(page: Page) -
     picture = page.locator("#hit-stage:not([aria-busy]) img")
     expect(picture).to_have_attribute("src", re.compile("."))
     page.route("**/v1/search", lambda route: route.abort())
-    page.keyboard.press("ArrowRight")
+    page.get_by_role("button", name="Next").click()
     expect(page.locator("#hit-problem")).to_contain_text("The service does not answer")
     expect(picture).not_to_have_attribute("src", re.compile("."))
     expect(page.locator("#near")).to_be_empty()
@@ -540,6 +543,22 @@ def test_an_alias_is_asked_by_its_own_name(page: Page, shop: Shop) -> None:
     expect(hits(page).first.locator(".box")).to_have_text("x 32, y 32, 32 × 32")
     expect(page).to_have_url(re.compile("#patch=.*spec=live"))
     remove_alias(shop.engine, "live")
+
+
+def test_under_an_alias_the_same_patch_is_asked_about_whatever_lies_in_its_middle(
+    page: Page, shop: Shop
+) -> None:
+    promote(shop.engine, get_spec(shop.engine, "zoom"), "near")
+    image = httpx.get(f"{shop.url}/v1/images").json()["images"][0]["image_id"]
+    patches = httpx.get(f"{shop.url}/v1/images/{image}/patches?spec=near").json()["patches"]
+    (large, *_) = (patch for patch in patches if patch["box"][2] == 64)
+    page.goto(f"{shop.url}/#patch={large['patch_id']}&spec=near")
+    page.reload()
+    expect(hits(page).first.locator(".box")).to_have_text("x 0, y 0, 64 × 64")
+    page.get_by_label("Merge overlapping").check()
+    expect(page).to_have_url(re.compile(f"#patch={large['patch_id']}&.*merge=1"))
+    expect(hits(page).first.locator(".box")).to_have_text("x 0, y 0, 64 × 64")
+    remove_alias(shop.engine, "near")
 
 
 def test_other_images_merged_and_arranged_hits(page: Page, shop: Shop) -> None:
