@@ -82,10 +82,17 @@ def spec_for_ingest(engine: Engine, name: str) -> StoredSpec:
 
 
 def spec_for_search(engine: Engine, name: str | None) -> StoredSpec:
-    """The spec of that name; without one the default, or the only one there is."""
+    """The spec of that name; without one the default, or the only one there is. Raises NotFound."""
     if name is not None:
         return get_spec(engine, name)
     specs = list_specs(engine)
     if len(specs) == 1:
         return specs[0]
-    return get_spec(engine, DEFAULT_SPEC)
+    try:
+        return get_spec(engine, DEFAULT_SPEC)
+    except NotFound as error:
+        if not specs:
+            raise
+        names = ", ".join(sorted(spec.name for spec in specs))
+        text = f'no spec was chosen, and none is called "{DEFAULT_SPEC}"; choose one of {names}'
+        raise NotFound(text, error.rule) from None

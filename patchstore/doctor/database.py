@@ -190,14 +190,15 @@ def check_leases(engine: Engine) -> Iterator[Finding]:
 
 
 def check_runs(engine: Engine) -> Iterator[Finding]:
-    """How the last run over each source ended."""
+    """How the last run over each source under each spec ended."""
     sources = read_gauges(engine).sources
     bad = [source for source in sources if source.state in ("failed", "crashed")]
     for source in bad:
         text = f"the last one over {source.source} ({source.spec}) has {source.state}"
         yield warning("runs", text, "patchstore status says why; run it again")
     if not bad:
-        yield ok("runs", f"none of the last runs over {len(sources)} sources failed or crashed")
+        last = f"the last runs ({len(sources)}, one a source and spec)"
+        yield ok("runs", f"none of {last} failed or crashed")
 
 
 REACH = (check_postgres,)

@@ -13,11 +13,14 @@ from PIL import Image
 from db.aliases import promote
 from db.prune import remove_spec
 from db.search import SearchOptions, find_patch, search, search_many
+from extractor.backbone import resolve
+from extractor.spec import Recipe
 from patchstore import query
 from patchstore.api import search as api_search
 from patchstore.api.embedder import BatchingEmbedder
 from patchstore.api.settings import ServeSettings
 from patchstore.query import ImageQuestion, ask
+from patchstore.store import register
 
 
 def asked(http: httpx.Client, **body: object) -> dict:
@@ -175,6 +178,18 @@ def test_a_patch_of_a_spec_that_has_gone_is_not_found(own_shelf, serve) -> None:
         remove_spec(own_shelf.engine, own_shelf.spec)  # the service knows it for a while
         answer = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
     assert (answer.status_code, answer.json()["rule"]) == (404, "patch_unknown")
+
+
+def test_where_no_spec_is_the_default_one_must_be_chosen(own_shelf, serve) -> None:
+    register(
+        own_shelf.engine,
+        "other",
+        resolve(Recipe("squeezenet1_1", "random:0", patch_size=32, stride=32)),
+    )
+    with serve(own_shelf.engine) as url:
+        answer = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
+    assert (answer.status_code, answer.json()["rule"]) == (404, "spec_unknown")
+    assert answer.json()["detail"].endswith("; choose one of other, tiny")
 
 
 def test_a_path_that_ends_otherwise_is_sent_nowhere(http) -> None:
