@@ -74,6 +74,7 @@ class Lease:
     sha256: bytes
     size_bytes: int
     attempts: int = 1  # this one included, of those that ended without an outcome
+    is_sized: bool = True  # the image's width and height are known
 
 
 @dataclass(frozen=True)
@@ -275,6 +276,7 @@ def _lease(
                 " WHERE e.spec_id = :spec AND e.image_id = c.image_id"
                 "   AND (c.rank = 1 OR (c.pixels <= :pixels AND c.attempts < :suspect)) "
                 "RETURNING e.spec_id, e.image_id, e.fence, i.sha256, i.size_bytes, e.attempts,"
+                "  i.width IS NOT NULL AS is_sized,"
                 "  (SELECT l.uri FROM patchstore.image_location l WHERE l.image_id = e.image_id"
                 "      AND l.source_id = :source AND l.vanished_at IS NULL"
                 "    ORDER BY l.id LIMIT 1) AS uri"
@@ -291,7 +293,16 @@ def _lease(
             },
         )
         return [
-            Lease(r.spec_id, r.image_id, r.fence, r.uri, bytes(r.sha256), r.size_bytes, r.attempts)
+            Lease(
+                r.spec_id,
+                r.image_id,
+                r.fence,
+                r.uri,
+                bytes(r.sha256),
+                r.size_bytes,
+                r.attempts,
+                r.is_sized,
+            )
             for r in rows
         ]
 

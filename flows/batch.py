@@ -43,7 +43,7 @@ class Batch:
         self.number = number
         self.leases = leases
         self.decoded: dict[int, DecodedImage] = {}
-        self.sizes: dict[int, tuple[int, int]] = {}
+        self.sizes: dict[int, tuple[int, int]] = {}  # where the store does not know them
         self.features: dict[int, PatchFeatures] = {}
         self.failed: dict[int, str] = {}
         self.released: set[int] = set()
@@ -98,7 +98,9 @@ def extract_patches(
                 batch.released.add(lease.image_id)  # the next scan finds it changed
             else:
                 batch.decoded[lease.image_id] = image
-                batch.sizes[lease.image_id] = image.pixels.shape[1], image.pixels.shape[0]
+                if not lease.is_sized:
+                    height, width = image.pixels.shape[:2]
+                    batch.sizes[lease.image_id] = width, height
     if troubled:
         raise TransientReadError(f"{len(troubled)} files, first: {troubled[0]}")
     return sum(len(image.grid.boxes) for image in batch.decoded.values())
@@ -159,7 +161,7 @@ def _groups(batch: Batch, leases: Sequence[Lease]) -> Iterator[list[ImagePatches
         if group and rows + len(found.boxes) > TRANSACTION_ROWS:
             yield group
             group, rows = [], 0
-        size = batch.sizes[lease.image_id]
+        size = batch.sizes.get(lease.image_id)
         group.append(ImagePatches(lease, found.boxes, found.scales, found.vectors, size))
         rows += len(found.boxes)
     if group:

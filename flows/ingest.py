@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 STEPS = 3
 FIRST_IMAGES = 8  # of the first batch, for which the device waits
 
+_InFlight = deque[tuple[Batch, list[PrefectFuture[int]]]]
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -199,7 +201,7 @@ def _compute(run: _Run, model: "Model") -> None:
     term_s = StoreSettings().lease_s
     spec = FeatureSpec.model_validate(run.stored.recipe)
     max_pixels = ExtractorSettings().max_pixels
-    in_flight: deque[tuple[Batch, list[PrefectFuture[int]]]] = deque()
+    in_flight: _InFlight = deque()
     number = 0
     images = min(FIRST_IMAGES, settings.batch_images)
     while leases := lease_images(
@@ -212,9 +214,8 @@ def _compute(run: _Run, model: "Model") -> None:
         number += 1
         images = run.tally.next_batch(images, settings.batch_images)
         batch = Batch(number, leases)
-        window = 1 if batch.is_suspect else settings.window
-        while in_flight and batch.is_suspect:
-            run.tally.add(_settle(*in_flight.popleft()))
+        beside = 0 if batch.is_suspect else settings.window - 1
+        _settle_all_but(beside, run, in_flight)
         read = extract_patches.submit(batch, run.folder, spec, max_pixels, return_state=False)
         computed = compute_features.submit(
             batch, model, run.tally.sheet, return_state=False, wait_for=[read]
@@ -223,10 +224,8 @@ def _compute(run: _Run, model: "Model") -> None:
             batch, run.engine, run.stored, run.ears, return_state=False, wait_for=[computed]
         )
         in_flight.append((batch, [read, computed, written]))
-        if len(in_flight) >= window:
-            run.tally.add(_settle(*in_flight.popleft()))
-    while in_flight:
-        run.tally.add(_settle(*in_flight.popleft()))
+        _settle_all_but(beside, run, in_flight)
+    _settle_all_but(0, run, in_flight)
 
 
 def _why(error: BaseException) -> str:
@@ -234,6 +233,12 @@ def _why(error: BaseException) -> str:
     if not isinstance(error, Exception):  # Ctrl-C, a signal, Prefect's cancellation
         return "interrupted"
     return one_line(error, 500)
+
+
+def _settle_all_but(last: int, run: _Run, in_flight: _InFlight) -> None:
+    """Waits for the first batches, until no more than the last so many are in flight."""
+    while len(in_flight) > last:
+        run.tally.add(_settle(*in_flight.popleft()))
 
 
 def _settle(batch: Batch, futures: list[PrefectFuture[int]]) -> Batch:

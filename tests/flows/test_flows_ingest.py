@@ -16,6 +16,7 @@ from PIL import Image
 from sqlalchemy import Engine, text
 
 from db.errors import ConfigurationError, TransientStoreError
+from db.ledger import retry_failed
 from db.reports import failures, last_runs, patch_matrix, status
 from db.search import SearchOptions, search
 from db.specs import StoredSpec
@@ -213,6 +214,22 @@ def test_images_whose_storage_was_away_are_computed_by_the_next_run(
         assert summary.reasons == {"cannot be read: Input/output error": 1}
     state, summary = ingest()
     assert (state.name, summary.done, summary.failed) == ("Completed", 1, 0)
+
+
+def test_an_image_that_was_too_large_when_it_was_found_has_its_size_once_it_is_computed(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("a.png", 1)
+    size = text("SELECT width, height FROM patchstore.image")
+    with monkeypatch.context() as limit:
+        limit.setenv("PATCHSTORE_MAX_PIXELS", "100")
+        assert ingest()[1].failed == 1
+    with store.connect() as connection:
+        assert connection.execute(size).one() == (None, None)
+    retry_failed(store, None, None)
+    assert ingest()[1].done == 1
+    with store.connect() as connection:
+        assert None not in connection.execute(size).one()
 
 
 def test_images_that_may_have_killed_their_worker_are_computed_one_after_the_other(
