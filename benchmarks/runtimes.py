@@ -51,7 +51,7 @@ def main() -> None:
         "torch, patch by patch, NCHW": (lambda: one_by_one(plain(network)), batch),
         "torch": (lambda: network, rows),
         "torch, norms folded": (lambda: folded, rows),
-        "torch, weights packed for few": (lambda: packed(folded, rows) or folded, rows),
+        "torch, weights packed for few": (lambda: packed(folded, rows), rows),
         "torch.compile, frozen": (lambda: compiled(folded), rows),
         "OpenVINO, float32": (lambda: openvino(folded, spec.side), rows),
     }

@@ -119,7 +119,7 @@ class FeatureExtractor:
             self._run = backbone.exported(spec.side, runtime)
         if small_passes:
             share_cores(1)  # as a question has them that comes alone
-            self._run = packed(self._network, noise(batch_size, spec.side)) or self._run
+            self._run = packed(self._network, noise(batch_size, spec.side))
         self._dense = self._dense_pass(backbone, dense_tile) if spec.mode == "dense" else None
         if runtime == COMPILED:
             self._compile()

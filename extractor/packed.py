@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
 from timeit import timeit
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 
 from .errors import one_line
 from .network import difference
+from .traced import in_one_call
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +34,8 @@ _TRIED = (1, 2, 4, 8)  # patches of a pass; a batch of more gains nothing
 Size = tuple[int, ...]
 
 
-def packed(network: nn.Module, patches: Tensor) -> nn.Module | None:
-    """The same function, faster for few inputs at once.
+def packed(network: nn.Module, patches: Tensor) -> nn.Module:
+    """The same function in one call, and faster for few inputs at once.
 
     Args:
         network: in eval mode, float32, on the CPU. Left as it is; its parameters are shared.
@@ -39,24 +43,24 @@ def packed(network: nn.Module, patches: Tensor) -> nn.Module | None:
             width may take far longer.
 
     Returns:
-        None where it is not faster even for one: there is no oneDNN, or no convolution that it
-        computes.
+        What computes as many inputs as these. With its weights as they lie, where packed ones are
+        not faster even for one input: there is no oneDNN, or no convolution that it computes.
     """
+    many = in_one_call(network, patches)
     most = 0
     try:
         with torch.inference_mode():
-            made = _replaced(network, _sizes(network, patches[:1]))
+            few = in_one_call(_replaced(network, _sizes(network, patches[:1])), patches)
             for size in _TRIED:
-                if size > len(patches) or not _better(made, network, patches[:size]):
+                if size > len(patches) or not _better(few, many, patches[:size]):
                     break
                 most = size
     except Exception as error:  # operators of torch's own: another version may have others
         log.info("weights are left as they lie: %s", one_line(error))
-        return None
     if not most:
-        return None
+        return many
     log.info("passes of up to %d patches run with their weights packed", most)
-    return _Packed(made, most, network)
+    return _Packed(few, most, many)
 
 
 class _Packed(nn.Module):
@@ -93,14 +97,38 @@ class _PackedConvolution(nn.Module):
             convolution.groups,
         )
         weight, bias = convolution.weight.detach(), convolution.bias
-        self._weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, size)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, size)
+        self.register_buffer("_weight", packed)  # a weight of this kind is traced as a buffer only
         self._bias = None if bias is None else bias.detach()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            pixels, self._weight, self._bias, *self._geometry, "none", [], ""
-        )
+        found: Tensor = _convolve()(pixels, self._weight, self._bias, *self._geometry)
         return found
+
+
+@cache
+def _convolve() -> Callable[..., Tensor]:
+    """The convolution of a packed weight, as a function that can be traced: its list cannot be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # see `.traced`
+        scripted: Callable[..., Tensor] = torch.jit.script(_convolution)
+    return scripted
+
+
+def _convolution(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    of_none: list[complex | float | int | None] = []
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        pixels, weight, bias, padding, stride, dilation, groups, "none", of_none, ""
+    )
+    return found
 
 
 def _sizes(network: nn.Module, sample: Tensor) -> dict[nn.Conv2d, set[Size]]:
