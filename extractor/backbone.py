@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from .errors import SpecError, WeightsError, one_line
 from .field import Field, cell_counter, measure_field
 from .grid import EdgePolicy, check_geometry
-from .network import CutNetwork, DenseNetwork, fold_norms, split_at_pooling
+from .network import A_LAYER, CutNetwork, DenseNetwork, fold_norms, split_at_pooling
 from .onnx import ExportedNetwork, export_folder, is_exported
 from .pooling import check_poolable, finite
 from .spec import PENULTIMATE, FeatureSpec, Metric, Mode, Pooling, Recipe
@@ -222,7 +222,7 @@ def _pooling(recipe: Recipe) -> str:
     if recipe.layer == PENULTIMATE and recipe.pooling not in (None, "native"):
         raise SpecError(
             f"pooling {recipe.pooling!r} needs a layer to pool, the layer {PENULTIMATE!r} is a "
-            f"vector already; name one, such as `--layer features --pooling {recipe.pooling}`"
+            f"vector already; name one, {A_LAYER}, beside `--pooling {recipe.pooling}`"
         )
     return recipe.pooling or ("native" if recipe.layer == PENULTIMATE else "avg")
 
@@ -323,7 +323,7 @@ def _dry_run(network: CutNetwork, recipe: Recipe, side: int) -> int:
     if not finite(vectors):
         raise SpecError(
             f"{recipe.backbone} with the weights {recipe.weights} gives NaN at the layer "
-            f"{recipe.layer!r}; name an earlier layer, such as `--layer features`"
+            f"{recipe.layer!r}; name an earlier layer, {A_LAYER}"
         )
     return vectors.shape[1]
 

@@ -17,6 +17,8 @@ from .pooling import pool
 
 log = logging.getLogger(__name__)
 
+A_LAYER = "such as `--layer layer4` of a ResNet, `--layer features` of most others"
+
 _TOLERANCE = 1e-5  # of the largest value; rounding alone gives 1e-6
 
 
@@ -80,8 +82,8 @@ def split_at_pooling(trunk: nn.Module) -> tuple[nn.Module, nn.Module]:
         if not pooling:
             raise SpecError(
                 "the network does not end in a global average pooling, which the mode dense needs; "
-                "for a convolutional one name a layer with a feature map, such as "
-                "`--layer features`; others, such as transformers, are computed in mode exact"
+                f"for a convolutional one name a layer with a feature map, {A_LAYER}; others, "
+                "such as transformers, are computed in mode exact"
             )
         feature_map = pooling[-1].all_input_nodes[0]
         return _before(trunk, graph, feature_map), _after(trunk, graph, feature_map)

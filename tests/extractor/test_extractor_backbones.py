@@ -127,7 +127,7 @@ def test_other_tensors_than_the_specs_are_refused():
     [
         (Recipe(backbone="resnet19"), "'resnet19' is no .* closest are resnet18"),
         (Recipe(layer="layr3"), "'layr3' is no node of resnet18; the closest are layer3"),
-        (Recipe(pooling="gem"), "--layer features --pooling gem"),
+        (Recipe(pooling="gem"), "--layer layer4` of a ResNet.* beside `--pooling gem`"),
         (Recipe(layer="layer3", pooling="native"), "'native' is only for"),
         (Recipe(layer="layer3", pooling="median"), "pooling is 'median'; give one of avg, max"),
         (Recipe(layer="flatten", pooling="max"), "vectors of 512 already"),
