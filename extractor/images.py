@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -324,8 +325,10 @@ def _pillow_errors(max_pixels: int) -> Iterator[None]:
         # EINVAL: a seek to a negative offset that a corrupt header asked for.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
+        # What `struct` says is of bytes that it wanted, and nothing of the file.
+        why = "its header is too short" if isinstance(error, struct.error) else one_line(error)
         raise TruncatedImage(
-            f"it is cut off, corrupt or of a kind that is not read: {one_line(error)}"
+            f"it is cut off, corrupt or of a kind that is not read: {why}"
         ) from error
 
 

@@ -145,7 +145,7 @@ def _leave_when_idle(folder: Path) -> None:
     while True:
         time.sleep(POLL_S)
         try:
-            if _is_in_use(folder):
+            if is_in_use(folder):
                 used_at = time.monotonic()
             elif time.monotonic() - used_at >= LINGER_S and _resigned(folder):
                 break
@@ -157,13 +157,14 @@ def _leave_when_idle(folder: Path) -> None:
 def _resigned(folder: Path) -> bool:
     """Whether the next command will start a server of its own: none has just begun to use this."""
     with _exclusively(folder / "server.lock"):
-        if _is_in_use(folder):
+        if is_in_use(folder):
             return False
         (folder / "server.json").unlink(missing_ok=True)
     return True
 
 
-def _is_in_use(folder: Path) -> bool:
+def is_in_use(folder: Path) -> bool:
+    """Whether a command runs that needs the server of this home, which exists."""
     with (folder / "in-use.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,7 @@
 """`patchstore db` and `stop`: the schema, where the store is, the embedded set-up."""
 
+from typing import Annotated
+
 import typer
 
 from .console import print_line, say
@@ -39,15 +41,26 @@ def programs() -> None:
     print_line(str(program_folder()))
 
 
-def stop() -> None:
+def stop(
+    force: Annotated[
+        bool, typer.Option("--force", help="Also under a run or a worker, which then fails.")
+    ] = False,
+) -> None:
     """Stop what the embedded set-up keeps running: Postgres and the local Prefect server."""
+    from db.errors import InUse
     from db.server import stop_embedded
     from db.settings import StoreSettings
     from flows import local_server
     from flows.environment import prefect_home
 
     home = StoreSettings().resolved_home()
-    prefect = local_server.stop(prefect_home(home))
+    folder = prefect_home(home)
+    if not force and folder.is_dir() and local_server.is_in_use(folder):
+        raise InUse(
+            f"a run or a worker still needs them, in {home}; let it end, end it by Ctrl-C, or give "
+            "--force: it fails then within two minutes, and the next run takes up its work"
+        )
+    prefect = local_server.stop(folder)
     postgres = stop_embedded()
     for name, stopped in (("Prefect server", prefect), ("Postgres", postgres)):
         say(f"{name}: {'stopped' if stopped else 'was not running'}")

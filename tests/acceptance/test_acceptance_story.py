@@ -1,5 +1,6 @@
 """The whole way with real processes: a home of its own, the embedded server, kill -9."""
 
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,11 @@ def test_from_a_folder_to_an_answer_with_nothing_but_the_command(
         url = patchstore("db", "url", **home).out.strip()
         assert url.startswith("postgresql://")
         assert {path.name for path in (tmp_path / "home").iterdir()} == {"postgres", "prefect"}
+        with (tmp_path / "home" / "prefect" / "in-use.lock").open() as used:
+            fcntl.flock(used, fcntl.LOCK_SH)  # as every run has it
+            refused = patchstore("stop", **home)
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err.startswith("error: a run or a worker still needs them, in ")
     finally:
         stopped = patchstore("stop", **home)
     assert "Prefect server: stopped" in stopped.err

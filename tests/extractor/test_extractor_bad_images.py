@@ -66,6 +66,12 @@ def test_a_picture_cut_off_in_its_header_is_truncated():
             read_image(encoded(Image.fromarray(RAMP), kind)[:20])
 
 
+@pytest.mark.parametrize("start", [b"abc", b"\xff\xd8\xff", b"\0\0\1\0", b"icns"])
+def test_a_file_shorter_than_any_header_is_said_to_be_short(start):
+    with pytest.raises(TruncatedImage, match=r"its header is too short$"):
+        read_image(start)
+
+
 def test_a_decompression_bomb_is_refused_by_its_header():
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
