@@ -46,11 +46,12 @@ def packed(network: nn.Module, patches: Tensor) -> nn.Module:
         What computes as many inputs as these. With its weights as they lie, where packed ones are
         not faster even for one input: there is no oneDNN, or no convolution that it computes.
     """
-    many = in_one_call(network, patches)
+    tried = patches[: max(_TRIED)]  # the memory that more of them take is kept
+    many = in_one_call(network, tried)
     most = 0
     try:
         with torch.inference_mode():
-            few = in_one_call(_replaced(network, _sizes(network, patches[:1])), patches)
+            few = in_one_call(_replaced(network, _sizes(network, patches[:1])), tried)
             for size in _TRIED:
                 if size > len(patches) or not _better(few, many, patches[:size]):
                     break
