@@ -66,7 +66,7 @@ _COMPRESSIONS = {
     "group4",
 }
 # TIFF's tags, and values of theirs.
-_COLOURS, _WHITE_IS_ZERO, _YCBCR = 262, 0, 6
+_BITS, _COLOURS, _WHITE_IS_ZERO, _YCBCR = 258, 262, 0, 6
 _PLANES, _TOGETHER = 284, 1
 _EXTRA, _ALPHA = 338, (2,)
 
@@ -192,6 +192,7 @@ def _is_plain(image: Image.Image) -> bool:
         and image.mode != "P"
         and (colours != _YCBCR or compression == "jpeg")
         and (colours != _WHITE_IS_ZERO or image.mode in ("1", "L"))
+        and (image.mode != "I;16" or tags.get(_BITS) == (16,))
         and tags.get(_PLANES, _TOGETHER) == _TOGETHER
         and tags.get(_EXTRA, ()) == (_ALPHA if image.mode in ("LA", "RGBA") else ())
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from PIL import Image, ImageCms
 _WIDE = ("I", "F")  # I;16 and its kin begin with I, too
 _BAND_PIXELS = 2**20
 _BAND_ROWS = 4096  # libvips takes the square of the time for the double
+# TIFF's tags, and a value.
+_BITS, _COLOURS, _WHITE_IS_ZERO = 258, 262, 0
 
 _Range = tuple[float, float]
 
@@ -37,7 +39,8 @@ def rgb_bands(image: Bands) -> Iterator[tuple[slice, Image.Image]]:
 
     Grey of more than 8 bits is scaled, never clipped: 16 bits by 255 / 65535. Integers of 32 bits
     and floats declare no range, so it is the smallest usual one that holds the values: 0..1
-    (floats), 0..255, 0..65535, else their own minimum to maximum; NaN and infinities are black.
+    (floats), 0..255, 0..65535, else their own minimum to maximum; NaN and infinities are black. A
+    TIFF may say that its highest value is black.
 
     An embedded ICC profile is applied (relative colorimetric with black point compensation); one
     that is broken or of another colour space is ignored.
@@ -92,8 +95,25 @@ def _has_key_colour(image: Image.Image) -> bool:
 
 def _grey_range(image: Bands) -> _Range:
     """Which values of wide grey become black and white."""
+    low, high = _declared_range(image) or _usual_range(image)
+    return (high, low) if _tags(image).get(_COLOURS) == _WHITE_IS_ZERO else (low, high)
+
+
+def _declared_range(image: Bands) -> _Range | None:
     if image.mode.startswith("I;16"):
-        return 0.0, 65535.0
+        bits = _tags(image).get(_BITS, (16,))[0]  # Pillow gives the 12 of a TIFF as they are
+        return 0.0, 2.0**bits - 1
+    if image.mode == "I" and getattr(image, "format", None) == "PPM":
+        return 0.0, 65535.0  # to which Pillow has scaled whatever maximum the file declares
+    return None
+
+
+def _tags(image: Bands) -> Mapping[int, Any]:
+    """Those of a TIFF; libvips is given none that says anything of the range."""
+    return getattr(image, "tag_v2", {})
+
+
+def _usual_range(image: Bands) -> _Range:
     numbers = (values[finite] for values, finite in (_finite(band) for _, band in _bands(image)))
     extremes = [(float(each.min()), float(each.max())) for each in numbers if each.size]
     lowest = min((low for low, _ in extremes), default=0.0)
@@ -113,13 +133,13 @@ def _finite(image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.bool_]]
     return values, finite
 
 
-def _narrowed(image: Image.Image, low: float, high: float) -> Image.Image:
+def _narrowed(image: Image.Image, black: float, white: float) -> Image.Image:
     """Wide grey in 8 bits."""
     values, finite = _finite(image)
     # In float64 where the span itself is beyond float32 (float TIFFs of +-1e38).
-    wide = values.astype(np.float64) if high - low > 1e38 else values
-    wide -= low
-    wide *= 255 / (high - low or 1.0)
+    wide = values.astype(np.float64) if abs(white - black) > 1e38 else values
+    wide -= black
+    wide *= 255 / (white - black or 1.0)
     wide[~finite] = 0
     key = image.info.get("transparency")
     if isinstance(key, int):

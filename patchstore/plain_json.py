@@ -15,8 +15,8 @@ def check_object(value: dict[str, Any], most: int) -> None:
     if _depth(value) > MAX_DEPTH:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
     try:
-        text = json.dumps(value, allow_nan=False)
-        json.dumps(value, ensure_ascii=False).encode()
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
     except UnicodeEncodeError:
         raise ValueError("it holds half a character") from None
     except ValueError:

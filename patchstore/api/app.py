@@ -31,11 +31,13 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}}
 
 
-def create_app(engine: Engine, settings: ServeSettings | None = None) -> Any:
+def create_app(
+    engine: Engine, settings: ServeSettings | None = None, *, address: str = "127.0.0.1"
+) -> Any:
     """The service over a store, as an ASGI application.
 
     Without tokens everybody who reaches it may do everything, so it answers to this machine's own
-    names only.
+    names only, and to the address that it listens to, as a URL has it.
 
     Raises:
         PatchstoreError: `PATCHSTORE_API_TOKENS` is malformed.
@@ -82,7 +84,7 @@ def create_app(engine: Engine, settings: ServeSettings | None = None) -> Any:
         service.metrics,
         timeout_s=settings.api_request_timeout_s,
         max_bytes=settings.max_upload_bytes,
-        hosts=None if tokens else LOOPBACK,
+        hosts=None if tokens else LOOPBACK | {address},
     )
 
 

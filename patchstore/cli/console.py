@@ -24,9 +24,15 @@ if sys.stdout is None:  # closed by whoever runs this
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
-# A pipe has no width: a script must find each row on one line.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+PIPE_WIDTH = 1_000_000  # it has none: a script must find each row on one line
+
+out = Console(
+    highlight=False,
+    emoji=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() else PIPE_WIDTH,
+)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:

@@ -44,7 +44,7 @@ def serve(
         wait_s=settings.api_request_timeout_s,
         autocommit=True,
     )
-    app = create_app(engine, settings)
+    app = create_app(engine, settings, address=_shown(host))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # Ctrl-C is how it ends; uvicorn has let go of everything by then, and says so.
     with suppress(KeyboardInterrupt), listen(host, port) as listener:

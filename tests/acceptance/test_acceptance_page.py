@@ -523,6 +523,46 @@ def test_another_spec_is_asked_about_the_same_place(page: Page) -> None:
     expect(page).to_have_url(re.compile("#patch=.*spec=wee"))
 
 
+def test_an_option_that_changes_while_a_search_runs_changes_that_search(page: Page) -> None:
+    pick_stored(page, "0.png")
+    click_at(page.locator("#stage"), 0.5, 0.6)
+    expect(hits(page)).to_have_count(24)
+    other = hits(page).filter(has_text="1.png").first
+    expect(other).to_be_visible()
+    held: list[Any] = []  # the first search, for good
+    page.route("**/v1/search", lambda route: route.continue_() if held else held.append(route))
+    other.locator(".onward").click()
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
+    page.get_by_label("Spec").select_option("wee")
+    expect(page).to_have_url(re.compile("spec=wee"))
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#asked")).to_have_text("1.png")
+    expect(hits(page).first.locator(".name")).to_have_text("1.png")
+
+
+def test_of_two_changes_of_the_spec_the_last_one_counts(page: Page) -> None:
+    pick_stored(page, "0.png")
+    click_at(page.locator("#stage"), 0.5, 0.6)
+    expect(hits(page)).to_have_count(24)
+    page.route("**/patches?spec=wee", lambda _held: None)
+    with page.expect_request("**/patches?spec=wee"):
+        page.get_by_label("Spec").select_option("wee")
+    page.get_by_label("Spec").select_option("zoom")
+    expect(page).to_have_url(re.compile("spec=zoom"))
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(hits(page).first.locator(".name")).to_have_text("0.png")
+
+
+def test_nothing_is_busy_once_a_search_is_gone_back_from(page: Page) -> None:
+    pick_stored(page, "0.png")
+    page.route("**/v1/search", lambda _held: None)
+    click_at(page.locator("#stage"), 0.5, 0.6)
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "true")
+    page.go_back()
+    expect(page.locator("#status")).to_contain_text("Click a place of the picture")
+    expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+
+
 def test_patches_of_the_spec_before_cannot_be_picked_while_others_are_loaded(page: Page) -> None:
     pick_stored(page, "0.png")
     page.route("**/patches?spec=wee", lambda route: (page.wait_for_timeout(500), route.continue_()))

@@ -1,5 +1,6 @@
 """Tokens, limits, probes and numbers: what an operator relies on."""
 
+import asyncio
 import logging
 import socket
 import threading
@@ -17,6 +18,7 @@ from db import browse
 from db.engine import make_engine
 from db.errors import NotFound
 from patchstore.api import embedder, health, service
+from patchstore.api.app import create_app
 from patchstore.api.auth import parse_tokens, warn_of_expired
 from patchstore.api.problems import RULES
 from patchstore.api.settings import ServeSettings
@@ -130,6 +132,19 @@ def test_an_unprotected_service_answers_to_names_of_this_machine_only(http) -> N
     answer = http.get("/v1/specs", headers={"Host": "rebound.example:80"})
     assert (answer.status_code, answer.json()["rule"]) == (421, "host_unknown")
     assert http.get("/v1/specs", headers={"Host": "LocalHost:80"}).status_code == 200
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.2", 200), ("127.0.0.3", 421)])
+def test_an_unprotected_service_answers_to_the_address_that_it_listens_to(
+    engine: Engine, host: str, status: int
+) -> None:
+    transport = httpx.ASGITransport(create_app(engine, ServeSettings(), address="127.0.0.2"))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport) as client:
+            return await client.get(f"http://{host}:8080/healthz")
+
+    assert asyncio.run(ask()).status_code == status
 
 
 def test_a_request_keeps_its_id(http) -> None:

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from extractor import colour
@@ -135,6 +136,33 @@ def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(kind):
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     pixels = read_image(encoded(Image.fromarray(values), kind))
     assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bits_of_which_the_highest_value_is_black_are_turned():
+    file = io.BytesIO()
+    values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    tifffile.imwrite(file, values, photometric="miniswhite")
+    assert read_image(file.getvalue())[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+def test_twelve_bits_of_grey_are_scaled_by_what_twelve_bits_hold():
+    """As microscopes write them; by hand, for no library here does."""
+    packed = bytes([0x00, 0x00, 0x10, 0x80, 0x0F, 0xFF])  # 0, 16, 2048, 4095
+    one, two = struct.Struct("<HHIHxx"), struct.Struct("<HHII")
+    fields = [
+        *(one.pack(256, 3, 1, 4), one.pack(257, 3, 1, 1), one.pack(258, 3, 1, 12)),
+        *(one.pack(259, 3, 1, 1), one.pack(262, 3, 1, 1), two.pack(273, 4, 1, 8)),
+        *(one.pack(277, 3, 1, 1), one.pack(278, 3, 1, 1), two.pack(279, 4, 1, len(packed))),
+    ]
+    directory = struct.pack("<H", len(fields)) + b"".join(fields) + bytes(4)
+    data = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory
+    assert read_image(data)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(("most", "value", "expected"), [(65535, 200, 1), (1000, 500, 128)])
+def test_a_pgm_is_scaled_by_the_maximum_that_it_declares(most, value, expected):
+    data = b"P5 1 1 %d\n" % most + struct.pack(">H", value)
+    assert read_image(data)[0, 0, 0] == expected
 
 
 def test_a_transparent_value_of_sixteen_bits_is_white():

@@ -35,7 +35,6 @@ export function makeAsked(tell) {
   const sizes = new Map(); // of uploads, as the service sees them
   let key = ""; // of what the stage shows
   let stored = null;
-  let box = null;
 
   function showNumbers(next) {
     inputs.forEach((input, i) => (input.value = next ? next[i] : ""));
@@ -114,24 +113,24 @@ export function makeAsked(tell) {
         showPicture(stage.img, `/v1/images/${id}/picture.jpg?side=1024`);
         picker.show(stored.patches, next);
       }
-      box = next;
-      picker.choose(box);
+      picker.choose(next);
       hint.textContent = HINTS[stored.patches.length ? "stored" : "none"];
       return stored;
     },
 
     /**
-     * The same place under another spec.
+     * The patch at the same place under another spec.
+     * @param {{image: number, box: number[]}} place
      * @param {string} spec
-     * @returns {Promise<import("./address.js").Question|null>} null: the question stays
+     * @param {AbortSignal} signal
+     * @returns {Promise<import("./address.js").Question>} its image, where that has no patch
      */
-    async under(spec) {
-      if (!stored || !box || stored.spec === spec) return null;
-      const [x, y, width, height] = box;
-      const { image_id: id, patches } = await loadStored(stored.image_id, spec);
-      if (!patches.length) return { kind: "image", id };
+    async under({ image, box }, spec, signal) {
+      const { patches } = await loadStored(image, spec, signal);
+      if (!patches.length) return { kind: "image", id: image };
       // An alias of the same spec has the same patch; under another one its place counts.
       const same = patches.find((patch) => String(patch.box) === String(box));
+      const [x, y, width, height] = box;
       const { patch_id } = same ?? nearest(patches, [x + width / 2, y + height / 2]);
       return { kind: "patch", id: patch_id };
     },
@@ -140,7 +139,7 @@ export function makeAsked(tell) {
 
     clear() {
       key = "";
-      stored = box = null;
+      stored = null;
       region.hide();
       picker.hide();
       stage.img.removeAttribute("src");

@@ -16,9 +16,13 @@ const byId = (id) => document.getElementById(id);
 /** @type {Map<string, File>} */
 const uploads = new Map();
 let running = new AbortController();
+let moving = new AbortController(); // to another spec
 /** @type {import("./address.js").Question|null} */
 let question = null;
 let options = DEFAULTS; // the last that made sense
+let askedSpec = ""; // under which the question was asked
+/** @type {{patch: number, image: number, box: number[]}|null} */
+let place = null; // of the last patch that was answered
 let specs = null;
 let timer = 0;
 
@@ -39,6 +43,7 @@ function go(next, { replace = false } = {}) {
 }
 
 function later(action) {
+  moving.abort(); // it would go on with what the controls held before
   clearTimeout(timer);
   timer = setTimeout(action, PAUSE_MS);
 }
@@ -49,22 +54,38 @@ function regionChanged(region) {
 }
 
 async function optionsChanged() {
-  const before = question;
+  const wanted = controls.read();
+  if (!wanted) return;
+  moving = new AbortController();
+  const { signal } = moving;
   try {
     // A patch belongs to its spec: under another one the same place is asked about.
-    const next = (await asked.under((controls.read() ?? options).spec)) ?? question;
-    if (question === before && linkTo(next) !== location.hash) go(next, { replace: true });
+    const moves = question?.kind === "patch" && wanted.spec !== askedSpec;
+    const next = moves
+      ? await asked.under(await placeOf(question.id, signal), wanted.spec, signal)
+      : question;
+    if (!signal.aborted && linkTo(next) !== location.hash) go(next, { replace: true });
   } catch (error) {
-    tell(error);
+    if (!signal.aborted) tell(error);
   }
+}
+
+/** Where a patch of the spec that it was asked under lies; its answer may not be here yet. */
+async function placeOf(patch, signal) {
+  if (place?.patch === patch) return place;
+  const body = { patch_id: patch, spec: askedSpec, k: 1 };
+  const { question: { image_ids: [image], box } } = await request("/v1/search", { body, signal });
+  return { patch, image, box };
 }
 
 /** Shows what the address says. */
 async function follow() {
   clearTimeout(timer);
+  moving.abort();
   running.abort();
   running = new AbortController();
   const { signal } = running;
+  wait(false);
   inspector.close();
   tell(null);
   const before = question;
@@ -108,6 +129,7 @@ async function answer(signal) {
   const wanted = controls.read();
   if (!wanted) return;
   options = wanted;
+  askedSpec = wanted.spec;
   const file = uploads.get(question.id);
   if (question.kind === "upload") {
     entitle(file.name);
@@ -151,6 +173,7 @@ async function showAsked(found, signal) {
     asked.learnSize(question.id, width, height);
     return;
   }
+  place = { patch: question.id, image, box };
   entitle(nameOf((await asked.showStored(image, found.spec, box, signal)).uri));
 }
 
