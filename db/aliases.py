@@ -99,6 +99,9 @@ SELECT (SELECT count(*) FROM (
             SELECT o.image_id FROM patchstore.extraction o
               JOIN patchstore.spec_alias a ON a.spec_id = o.spec_id AND a.name = :alias
              WHERE o.visible
+               -- What a file showed before counts by what it shows now.
+               AND EXISTS (SELECT FROM patchstore.image_location l
+                            WHERE l.image_id = o.image_id AND l.vanished_at IS NULL)
                AND NOT EXISTS (SELECT FROM patchstore.extraction e
                                 WHERE e.spec_id = :spec AND e.image_id = o.image_id)
             UNION

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import psycopg
 from pgvector.psycopg import register_vector
@@ -49,6 +50,12 @@ NETWORK = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,  # ms that the server may also take no more of a COPY
 }
+# And the other way round: a client that is gone without a word would keep its locks for as long.
+# https://www.postgresql.org/docs/current/runtime-config-connection.html
+_SERVER_NETWORK = (
+    b"SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; "
+    b"SET tcp_keepalives_count = 3; SET tcp_user_timeout = 60000"
+)
 # Raised by our functions; a number too large for its type, as a k of ten digits; text that is not
 # of the type, or that no text of Postgres can hold; JSON that is nested too deeply.
 INVALID_QUESTION_STATES = frozenset({"22023", "22003", "22P02", "22P05", "22021", "54001"})
@@ -118,11 +125,18 @@ def make_engine(
         connect_args=options,
         **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
     )
+    event.listen(engine, "connect", _limit_silence)
     event.listen(engine, "checkin", _note_return)
     event.listen(engine, "checkout", partial(_check_alive, engine.dialect))
     if vectors:
         event.listen(engine, "connect", _register_vector)
     return engine
+
+
+def _limit_silence(connection: "psycopg.Connection[object]", _record: object) -> None:
+    connection.execute(_SERVER_NETWORK)
+    if not connection.autocommit:
+        connection.commit()
 
 
 def _note_return(_connection: object, record: ConnectionPoolEntry) -> None:
@@ -142,13 +156,25 @@ def _check_alive(
     lost without a word, by a firewall for instance.
     """
     idle_s = time.monotonic() - record.info.get("returned", time.monotonic())
-    poll = select.poll()
     try:
-        poll.register(connection.fileno(), select.POLLIN)
-        if poll.poll(0) or (idle_s > LONG_IDLE_S and not dialect.do_ping(connection)):  # type: ignore[arg-type]
+        if _is_closed(connection) or (idle_s > LONG_IDLE_S and not dialect.do_ping(connection)):  # type: ignore[arg-type]
             raise InvalidatePoolError()
     except psycopg.Error:
         raise InvalidatePoolError() from None
+
+
+def is_lost(connection: Connection) -> bool:
+    """Whether the server has closed a connection that is idle."""
+    try:
+        return _is_closed(driver_connection(connection))
+    except psycopg.Error:
+        return True
+
+
+def _is_closed(connection: "psycopg.Connection[Any]") -> bool:
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _register_vector(connection: "psycopg.Connection[tuple[object, ...]]", _record: object) -> None:

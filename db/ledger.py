@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from .engine import store_errors
 from .specs import StoredSpec
@@ -55,6 +55,17 @@ WAITING = """
                  WHERE l.image_id = e.image_id AND l.source_id = :source AND l.vanished_at IS NULL)
 """
 
+
+# A lease, of the image at the place that was seen last: of others it is not known whether they are
+# still there.
+_LEASED = """
+    e.spec_id, e.image_id, e.fence, i.sha256, i.size_bytes, e.attempts,
+    i.width IS NOT NULL AS is_sized,
+    (SELECT l.uri FROM patchstore.image_location l
+      WHERE l.image_id = e.image_id AND l.source_id = :source AND l.vanished_at IS NULL
+      ORDER BY l.last_seen DESC, l.id LIMIT 1) AS uri
+"""
+_BEFORE_ALL = (-1, 0)  # attempts and image
 
 # Nobody computed anything: that was no attempt.
 GIVE_BACK = """
@@ -217,17 +228,28 @@ def _give_up(engine: Engine, values: dict[str, Any], image_id: int) -> int:
 
 
 def lease_batch(
-    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, limits: LeaseLimits
+    engine: Engine,
+    spec: StoredSpec,
+    source_id: int,
+    run_id: int,
+    limits: LeaseLimits,
+    last: Sequence[Lease] = (),
 ) -> list[Lease]:
     """Leases pending images of a source, least attempted first; empty when nothing is left.
+
+    It looks behind the batch that this run leased `last`, and at all only where nothing is there:
+    what waits of other sources is passed by once a run, not once a batch.
 
     What was attempted `SUSPECT` times before comes alone: it may be what killed its worker, and
     whatever is computed beside it would share its fate and its blame. A run gets an image at most
     once: what it could not finish waits for the next run. Rows that somebody else has locked just
     now are passed over; where all are, it looks again in a moment.
     """
+    behind = max(((each.attempts - 1, each.image_id) for each in last), default=_BEFORE_ALL)
     for _ in range(LEASE_TRIES):
-        leases = _lease(engine, spec, source_id, run_id, limits)
+        leases = _lease(engine, spec, source_id, run_id, limits, behind)
+        if not leases and behind != _BEFORE_ALL:
+            leases = _lease(engine, spec, source_id, run_id, limits, _BEFORE_ALL)
         if leases or not _is_waiting(engine, spec, source_id, run_id):
             return leases
         time.sleep(LEASE_WAIT_S)
@@ -252,15 +274,42 @@ def _of_waiting(what: str, engine: Engine, spec: StoredSpec, source_id: int, run
         return found.scalar()
 
 
+def find_leases(
+    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, last: Sequence[Lease]
+) -> list[Lease]:
+    """What this run has leased since `last`: the answer of that `lease_batch` was lost."""
+    with store_errors(), engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                f"SELECT {_LEASED} FROM patchstore.extraction e "
+                "  JOIN patchstore.image i ON i.id = e.image_id "
+                " WHERE e.spec_id = :spec AND e.run_id = :run AND e.state = 'leased'"
+                "   AND e.fence > :fence"
+            ),
+            {
+                "spec": spec.id,
+                "source": source_id,
+                "run": run_id,
+                "fence": max((each.fence for each in last), default=0),
+            },
+        )
+        return [_made(row) for row in rows]
+
+
 def _lease(
-    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, limits: LeaseLimits
+    engine: Engine,
+    spec: StoredSpec,
+    source_id: int,
+    run_id: int,
+    limits: LeaseLimits,
+    behind: tuple[int, int],
 ) -> list[Lease]:
     with store_errors(), engine.begin() as connection:
         rows = connection.execute(
             text(
                 "WITH candidate AS ("
                 "  SELECT e.image_id, e.attempts FROM patchstore.extraction e"
-                f"  WHERE {WAITING}"
+                f"  WHERE {WAITING} AND (e.attempts, e.image_id) > (:attempts, :image)"
                 "   ORDER BY e.attempts, e.image_id LIMIT :images FOR UPDATE SKIP LOCKED), "
                 "chosen AS ("
                 "  SELECT c.image_id, c.attempts, row_number() OVER w AS rank,"
@@ -275,11 +324,7 @@ def _lease(
                 "  FROM chosen c JOIN patchstore.image i ON i.id = c.image_id "
                 " WHERE e.spec_id = :spec AND e.image_id = c.image_id"
                 "   AND (c.rank = 1 OR (c.pixels <= :pixels AND c.attempts < :suspect)) "
-                "RETURNING e.spec_id, e.image_id, e.fence, i.sha256, i.size_bytes, e.attempts,"
-                "  i.width IS NOT NULL AS is_sized,"
-                "  (SELECT l.uri FROM patchstore.image_location l WHERE l.image_id = e.image_id"
-                "      AND l.source_id = :source AND l.vanished_at IS NULL"
-                "    ORDER BY l.id LIMIT 1) AS uri"
+                f"RETURNING {_LEASED}"
             ),
             {
                 "spec": spec.id,
@@ -290,21 +335,24 @@ def _lease(
                 "suspect": SUSPECT,
                 "dense": PIXELS_A_BYTE,
                 "term": limits.term_s,
+                "attempts": behind[0],
+                "image": behind[1],
             },
         )
-        return [
-            Lease(
-                r.spec_id,
-                r.image_id,
-                r.fence,
-                r.uri,
-                bytes(r.sha256),
-                r.size_bytes,
-                r.attempts,
-                r.is_sized,
-            )
-            for r in rows
-        ]
+        return [_made(row) for row in rows]
+
+
+def _made(row: Row[Any]) -> Lease:
+    return Lease(
+        row.spec_id,
+        row.image_id,
+        row.fence,
+        row.uri,
+        bytes(row.sha256),
+        row.size_bytes,
+        row.attempts,
+        row.is_sized,
+    )
 
 
 def fail_image(engine: Engine, lease: Lease, reason: str) -> bool:

@@ -104,6 +104,9 @@ def _forget_vanished(engine: Engine, keep_days: float) -> int:
         # Somebody may be about to show them again.
         lock_images(connection, list(connection.execute(text(_HIDDEN_PREVIOUS)).scalars()))
         connection.execute(text(_FORGET_PREVIOUS))
+    # Each locks its locations in one order, both together would not.
+    with store_errors(), engine.begin() as connection:
+        _keep_scans_out(connection)
         return connection.execute(text(_FORGET_VANISHED), {"days": keep_days}).rowcount
 
 

@@ -77,7 +77,7 @@ def replace_patches(
         locked = lock_images(connection, [image.lease.image_id for image in images])
         states = _states(connection, spec, images)
         # Done already: the COMMIT of an earlier try arrived, only its answer was lost.
-        to_write = [i for i in images if states.get(i.lease.image_id) == "leased"]
+        to_write = [i for i in images if states.get(i.lease.image_id, "done") != "done"]
         if to_write:
             _replace(connection, spec, to_write)
             refresh_visibility(connection, locked)
@@ -116,13 +116,18 @@ def _check_arrays(
 def _states(
     connection: Connection, spec: StoredSpec, images: Sequence[ImagePatches]
 ) -> dict[int, str]:
-    """Whether the images whose lease still holds are leased or done; the others are not there."""
+    """The states of those images whose fence is still ours, locked; the others are not there.
+
+    Pending ones were given back, by a run that ends or is believed dead, and nobody has leased them
+    since: what was computed counts.
+    """
     rows = connection.execute(
         text(
-            "SELECT image_id, state FROM patchstore.extraction "
+            "SELECT e.image_id, e.state FROM patchstore.extraction e "
             "JOIN unnest(CAST(:images AS bigint[]), CAST(:fences AS bigint[])) AS l (image, fence)"
-            "  ON image_id = l.image AND extraction.fence = l.fence "
-            "WHERE spec_id = :spec AND state IN ('leased', 'done')"
+            "  ON e.image_id = l.image AND e.fence = l.fence "
+            "WHERE e.spec_id = :spec AND e.state IN ('leased', 'pending', 'done') "
+            "ORDER BY e.image_id FOR UPDATE OF e"
         ),
         {
             "spec": spec.id,

@@ -2,14 +2,17 @@
 
 import logging
 import threading
+import time
 from contextvars import copy_context
 
 from sqlalchemy import Connection, Engine
 
-from db.engine import first_line
+from db.engine import first_line, is_lost
 from db.ledger import renew_leases, show_alive
 
 logger = logging.getLogger(__name__)
+
+WATCH_S = 1.0
 
 
 class Heartbeat:
@@ -37,11 +40,21 @@ class Heartbeat:
         self._drop()
 
     def _beat(self) -> None:
-        while not self._stop.wait(self._term_s / 3):
+        """Looks often whether the lock was lost with its connection: without it a run counts as
+        dead, and its spec may be removed."""
+        pause_s = min(WATCH_S, self._term_s / 3)
+        renewed = time.monotonic()
+        while not self._stop.wait(pause_s):
+            is_due = time.monotonic() - renewed >= self._term_s / 3
+            if self._connection is not None and not is_lost(self._connection) and not is_due:
+                continue
             try:
                 renew_leases(self._connect(), self._run_id, self._term_s)
+                renewed = time.monotonic()
             except Exception as error:  # of any kind: the next beat may go well
-                logger.warning("the lease renewal failed (%s); connecting again", first_line(error))
+                if self._connection is not None:  # and not at each try to connect
+                    reason = first_line(error)
+                    logger.warning("the lease renewal failed (%s); connecting again", reason)
                 self._drop()
 
     def _connect(self) -> Connection:

@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from db.catalog import ScanCounts, open_source
 from db.errors import StoreError
 from db.ledger import (
+    Lease,
     LeaseLimits,
     count_waiting,
     finish_run,
@@ -204,12 +205,14 @@ def _compute(run: _Run, model: "Model") -> None:
     in_flight: _InFlight = deque()
     number = 0
     images = min(FIRST_IMAGES, settings.batch_images)
+    leases: list[Lease] = []
     while leases := lease_images(
         run.engine,
         run.stored,
         run.source_id,
         run.id,
         LeaseLimits(images, settings.batch_pixels, term_s),
+        leases,
     ):
         number += 1
         images = run.tally.next_batch(images, settings.batch_images)

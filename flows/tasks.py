@@ -3,6 +3,7 @@
 Arrays travel inside the `Batch`; parameters and results that Prefect sees are small.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -12,7 +13,7 @@ from prefect.runtime import task_run
 from prefect.tasks import Task, exponential_backoff
 from sqlalchemy import Engine
 
-from db.ledger import Lease, LeaseLimits, lease_batch
+from db.ledger import Lease, LeaseLimits, find_leases, lease_batch
 from db.specs import StoredSpec
 from extractor.spec import FeatureSpec
 
@@ -48,10 +49,19 @@ RETRIES: dict[str, Any] = {
 
 @task(name="lease_images", task_run_name="lease images", **RETRIES)
 def lease_images(
-    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, limits: LeaseLimits
+    engine: Engine,
+    spec: StoredSpec,
+    source_id: int,
+    run_id: int,
+    limits: LeaseLimits,
+    last: Sequence[Lease],
 ) -> list[Lease]:
-    """Leases the next batch; empty when nothing is left for this run."""
-    return lease_batch(engine, spec, source_id, run_id, limits)
+    """Leases the batch after the last one; empty when nothing is left for this run."""
+    if int(task_run.run_count) > 1:  # the try before may have leased some, and not heard of it
+        unheard = find_leases(engine, spec, source_id, run_id, last)
+        if unheard:
+            return unheard
+    return lease_batch(engine, spec, source_id, run_id, limits, last)
 
 
 @task(name="extract_patches", task_run_name="read {batch}", **RETRIES)

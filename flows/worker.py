@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
@@ -30,6 +30,7 @@ from .errors import FlowError, PrefectApiAway
 from .prefect_api import prefect_api
 from .settings import FlowSettings
 
+RUNS_A_PAGE = 200  # the most that Prefect's server gives at once
 LEAVE_S = 8.0  # who stops a service usually kills it after ten
 
 
@@ -86,17 +87,18 @@ def skip_missed(client: SyncPrefectClient, pool: str) -> None:
         expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
     )
     of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
-    while True:
-        runs = client.read_flow_runs(
-            flow_run_filter=due,
-            work_pool_filter=of_pool,
-            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        )
-        latest = {run.deployment_id: run.id for run in reversed(runs)}
-        missed = [run for run in runs if run.id != latest[run.deployment_id]]
-        if not missed:
-            return
-        for run in missed:
+    runs: list[FlowRun] = []
+    while page := client.read_flow_runs(
+        flow_run_filter=due,
+        work_pool_filter=of_pool,
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=RUNS_A_PAGE,
+        offset=len(runs),
+    ):
+        runs += page
+    latest = {run.deployment_id: run.id for run in reversed(runs)}
+    for run in runs:
+        if run.id != latest[run.deployment_id]:
             client.set_flow_run_state(
                 run.id, Cancelled(message="missed; a later run stands for it")
             )

@@ -122,6 +122,15 @@ def test_images_that_failed_do_not_keep_a_spec_from_being_promoted(store, old):
     assert promote(store.engine, new, "live") == "old"
 
 
+@pytest.mark.parametrize("now", ["3", None], ids=["changed", "unreadable"])
+def test_what_files_showed_before_does_not_keep_a_spec_from_being_promoted(store, old, now):
+    promote(store.engine, old, "live")
+    new = store.spec("new")
+    store.ingest(new, {"a": "1", "b": now})
+    assert "b" in store.shown(old)
+    assert promote(store.engine, new, "live") == "old"
+
+
 def test_an_alias_that_is_removed_leaves_its_spec(store, old):
     promote(store.engine, old, "live")
     remove_alias(store.engine, "live")

@@ -166,3 +166,15 @@ def test_a_server_that_falls_silent_is_noticed_unless_the_url_says_otherwise(
         set_ = under_test.driver_connection(connection).info.get_parameters()
     engine.dispose()
     assert (set_["keepalives_idle"], set_["tcp_user_timeout"]) == (idle, "60000")
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_the_server_is_told_how_long_a_client_may_be_silent(database, autocommit):
+    engine = make_engine(database, autocommit=autocommit)
+    with engine.connect() as connection:
+        connection.rollback()
+        told = connection.exec_driver_sql(
+            "SELECT name FROM pg_settings WHERE source = 'session' AND name LIKE 'tcp_%%'"
+        )
+        assert len(told.all()) == 4
+    engine.dispose()

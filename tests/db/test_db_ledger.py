@@ -125,6 +125,39 @@ def test_what_a_run_gives_back_was_no_attempt_and_what_it_has_done_stays(store, 
     assert store.lease(spec, run) == []
 
 
+def test_an_image_is_read_where_it_was_seen_last(store, spec):
+    store.scan(spec, {"a": "1"})
+    store.scan(spec, {"b": "1"}, complete=False)  # whether a is still there cannot be told
+    assert [lease.uri for lease in store.lease(spec)] == ["b"]
+
+
+def test_a_lease_whose_answer_was_lost_is_found_again(store, spec):
+    store.scan(spec, files(6))
+    run, source = store.run(spec), store.source()
+    first = store.lease(spec, run, images=2)
+    unheard = store.lease(spec, run, images=2)
+    find = ledger.find_leases
+    assert find(store.engine, spec, source, run, first) == unheard
+    assert find(store.engine, spec, source, run, unheard) == []
+    assert find(store.engine, spec, source, store.run(spec), first) == []
+
+
+def test_batch_after_batch_a_run_gets_all_images_and_those_that_became_free_before(store, spec):
+    store.scan(spec, files(7))
+    other = store.lease(spec, images=2)  # the first ones
+    run, source = store.run(spec), store.source()
+    limits = ledger.LeaseLimits(2, 10**12, 600.0)
+    got, last = [], []
+    for number in range(9):
+        last = ledger.lease_batch(store.engine, spec, source, run, limits, last)
+        got += [lease.image_id for lease in last]
+        if number == 1:
+            for lease in other:
+                ledger.release_image(store.engine, lease)
+    assert last == []
+    assert sorted(got) == sorted({*got}) == list(range(1, 8))
+
+
 def test_a_run_leases_only_what_its_source_shows_now(store, spec):
     store.scan(spec, {"a": "1", "gone": "2"})
     store.scan(spec, {"b": "3"}, root="file:///elsewhere")

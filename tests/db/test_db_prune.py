@@ -105,6 +105,21 @@ def test_the_old_content_of_a_file_that_vanished_only_lately_is_kept(store, spec
     assert store.shown(spec) == {"a"}
 
 
+def test_prune_never_holds_a_location_while_it_waits_for_one_before_it(store, spec):
+    store.ingest(spec, {"a": "1", "b": "2"})
+    store.ingest(spec, {"b": "3"})  # a has vanished, of b the old content is kept
+    lock = "SELECT FROM patchstore.image_location WHERE uri = '{}' FOR UPDATE"
+    with store.engine.begin() as other, ThreadPoolExecutor(1) as pool:
+        other.exec_driver_sql(lock.format("a"))
+        pruning = pool.submit(prune, store.engine, 0)
+        with pytest.raises(TimeoutError):
+            pruning.result(timeout=0.5)
+        other.exec_driver_sql(lock.format("b"))
+        other.commit()
+        pruning.result()
+    assert store.shown(spec) == {"b"}
+
+
 def test_a_pruned_file_that_returns_is_new(store, spec):
     store.ingest(spec, {"a": "1"})
     store.scan(spec, {})

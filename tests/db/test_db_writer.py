@@ -55,10 +55,21 @@ def test_a_late_writer_with_an_old_fence_changes_nothing(store, spec, lease):
     assert rows(store) == 2
 
 
-def test_a_writer_whose_lease_was_reclaimed_changes_nothing(store, spec, lease):
+def test_a_writer_whose_image_another_has_leased_changes_nothing(store, spec, lease):
     assert ledger.reclaim(store.engine, spec, 25) == 1
+    assert store.lease(spec) != []
     assert store.write(spec, lease) == [lease]
-    assert (rows(store), states(store)) == (0, [("pending", None, 1)])
+    assert (rows(store), states(store)) == (0, [("leased", None, 2)])
+
+
+@pytest.mark.parametrize("give_back", ["reclaim", "release_image", "give_back"])
+def test_what_was_given_back_meanwhile_and_leased_by_nobody_counts(store, spec, lease, give_back):
+    arguments = {"reclaim": (spec, 25), "release_image": (lease,), "give_back": (1,)}[give_back]
+    getattr(ledger, give_back)(store.engine, *arguments)
+    assert [state for state, *_ in states(store)] == ["pending"]
+    assert store.write(spec, lease) == []
+    assert [state for state, *_ in states(store)] == ["done"]
+    assert store.lease(spec) == []
 
 
 def test_a_writer_of_a_failed_image_changes_nothing(store, spec, lease):
@@ -153,8 +164,10 @@ def test_a_lost_lease_takes_no_other_image_with_it(store, spec):
     store.scan(spec, {uri: uri for uri in "abc"})
     leases = store.lease(spec)
     ledger.release_image(store.engine, leases[1])
+    (again,) = store.lease(spec)
     assert store.write_all(spec, leases) == [leases[1]]
-    assert states(store) == [("done", 3, 1), ("done", 3, 1), ("pending", None, 0)]
+    assert states(store) == [("done", 3, 1), ("done", 3, 1), ("leased", None, 1)]
+    assert again.image_id == leases[1].image_id
     assert store.shown(spec) == {leases[0].uri, leases[2].uri}
 
 

@@ -488,6 +488,31 @@ def test_a_database_that_is_away_between_two_batches_does_not_end_the_run(
     assert [log for log in logs_of(state) if "connection refused" in log.message]
 
 
+def test_a_batch_that_was_leased_without_an_answer_is_computed_by_the_same_run(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import tasks
+
+    monkeypatch.setenv("PATCHSTORE_BATCH_IMAGES", "2")
+    for n in range(6):
+        paint(f"{n}.png", n)
+    lease = tasks.lease_batch
+    unheard = iter([False, True])
+
+    def lost(*arguments: Any) -> Any:
+        leases = lease(*arguments)
+        if next(unheard, False):
+            raise TransientStoreError("the server closed the connection")
+        return leases
+
+    monkeypatch.setattr(tasks, "lease_batch", lost)
+    state, summary = ingest()
+    assert state.name == "Completed"
+    assert (summary.done, summary.pending) == (6, 0)
+    (row,) = status(store)
+    assert (row.done, row.leased) == (6, 0)
+
+
 def test_two_runs_at_once_share_the_work_and_compute_nothing_twice(
     ingest: Any, paint: Paint, store: Engine, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

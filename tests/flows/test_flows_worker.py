@@ -8,16 +8,20 @@ from uuid import uuid4
 import pytest
 
 
-def test_of_missed_runs_the_latest_stays_and_those_by_hand_all_stay(prefect_api: str) -> None:
+def test_of_missed_runs_the_latest_stays_and_those_by_hand_all_stay(
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from prefect.client.orchestration import get_client
     from prefect.states import Scheduled
 
+    from flows import worker
     from flows.deploy import deploy
     from flows.plans import plan_ingest
     from flows.request import IngestRequest
     from flows.schedule import read_schedule
     from flows.worker import skip_missed
 
+    monkeypatch.setattr(worker, "RUNS_A_PAGE", 1)
     request = IngestRequest(source=f"/srv/{uuid4().hex}", spec="default")
     plan = plan_ingest(request, read_schedule("1d", None, "UTC"))
     pool = f"pool-{uuid4().hex[:8]}"
