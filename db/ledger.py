@@ -65,7 +65,6 @@ _LEASED = """
       WHERE l.image_id = e.image_id AND l.source_id = :source AND l.vanished_at IS NULL
       ORDER BY l.last_seen DESC, l.id LIMIT 1) AS uri
 """
-_BEFORE_ALL = (-1, 0)  # attempts and image
 
 # Nobody computed anything: that was no attempt.
 GIVE_BACK = """
@@ -95,6 +94,21 @@ class LeaseLimits:
     images: int
     pixels: int
     term_s: float
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a run has come with its leases: the last fence, and the last image in their order."""
+
+    fence: int = 0
+    attempts: int = -1
+    image_id: int = 0
+
+    @classmethod
+    def by(cls, leases: Sequence[Lease]) -> "Reached":
+        """What a batch reaches, which is not empty."""
+        attempts, image_id = max((lease.attempts - 1, lease.image_id) for lease in leases)
+        return cls(max(lease.fence for lease in leases), attempts, image_id)
 
 
 def start_run(engine: Engine, source_id: int, spec: StoredSpec) -> int:
@@ -233,23 +247,22 @@ def lease_batch(
     source_id: int,
     run_id: int,
     limits: LeaseLimits,
-    last: Sequence[Lease] = (),
+    reached: Reached = Reached(),
 ) -> list[Lease]:
     """Leases pending images of a source, least attempted first; empty when nothing is left.
 
-    It looks behind the batch that this run leased `last`, and at all only where nothing is there:
-    what waits of other sources is passed by once a run, not once a batch.
+    It looks behind what this run has reached, and at all only where nothing is there: what waits of
+    other sources is passed by once a run, not once a batch.
 
     What was attempted `SUSPECT` times before comes alone: it may be what killed its worker, and
     whatever is computed beside it would share its fate and its blame. A run gets an image at most
     once: what it could not finish waits for the next run. Rows that somebody else has locked just
     now are passed over; where all are, it looks again in a moment.
     """
-    behind = max(((each.attempts - 1, each.image_id) for each in last), default=_BEFORE_ALL)
     for _ in range(LEASE_TRIES):
-        leases = _lease(engine, spec, source_id, run_id, limits, behind)
-        if not leases and behind != _BEFORE_ALL:
-            leases = _lease(engine, spec, source_id, run_id, limits, _BEFORE_ALL)
+        leases = _lease(engine, spec, source_id, run_id, limits, reached)
+        if not leases and reached != Reached():
+            leases = _lease(engine, spec, source_id, run_id, limits, Reached())
         if leases or not _is_waiting(engine, spec, source_id, run_id):
             return leases
         time.sleep(LEASE_WAIT_S)
@@ -275,9 +288,9 @@ def _of_waiting(what: str, engine: Engine, spec: StoredSpec, source_id: int, run
 
 
 def find_leases(
-    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, last: Sequence[Lease]
+    engine: Engine, spec: StoredSpec, source_id: int, run_id: int, reached: Reached
 ) -> list[Lease]:
-    """What this run has leased since `last`: the answer of that `lease_batch` was lost."""
+    """What a run has leased beyond what it knows: the answer of that `lease_batch` was lost."""
     with store_errors(), engine.connect() as connection:
         rows = connection.execute(
             text(
@@ -290,7 +303,7 @@ def find_leases(
                 "spec": spec.id,
                 "source": source_id,
                 "run": run_id,
-                "fence": max((each.fence for each in last), default=0),
+                "fence": reached.fence,
             },
         )
         return [_made(row) for row in rows]
@@ -302,7 +315,7 @@ def _lease(
     source_id: int,
     run_id: int,
     limits: LeaseLimits,
-    behind: tuple[int, int],
+    reached: Reached,
 ) -> list[Lease]:
     with store_errors(), engine.begin() as connection:
         rows = connection.execute(
@@ -335,8 +348,8 @@ def _lease(
                 "suspect": SUSPECT,
                 "dense": PIXELS_A_BYTE,
                 "term": limits.term_s,
-                "attempts": behind[0],
-                "image": behind[1],
+                "attempts": reached.attempts,
+                "image": reached.image_id,
             },
         )
         return [_made(row) for row in rows]

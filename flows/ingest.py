@@ -22,8 +22,8 @@ from sqlalchemy import Engine
 from db.catalog import ScanCounts, open_source
 from db.errors import StoreError
 from db.ledger import (
-    Lease,
     LeaseLimits,
+    Reached,
     count_waiting,
     finish_run,
     give_back,
@@ -205,16 +205,17 @@ def _compute(run: _Run, model: "Model") -> None:
     in_flight: _InFlight = deque()
     number = 0
     images = min(FIRST_IMAGES, settings.batch_images)
-    leases: list[Lease] = []
+    reached = Reached()
     while leases := lease_images(
         run.engine,
         run.stored,
         run.source_id,
         run.id,
         LeaseLimits(images, settings.batch_pixels, term_s),
-        leases,
+        reached,
     ):
         number += 1
+        reached = Reached.by(leases)
         images = run.tally.next_batch(images, settings.batch_images)
         batch = Batch(number, leases)
         beside = 0 if batch.is_suspect else settings.window - 1

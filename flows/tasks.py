@@ -3,7 +3,6 @@
 Arrays travel inside the `Batch`; parameters and results that Prefect sees are small.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -13,7 +12,7 @@ from prefect.runtime import task_run
 from prefect.tasks import Task, exponential_backoff
 from sqlalchemy import Engine
 
-from db.ledger import Lease, LeaseLimits, find_leases, lease_batch
+from db.ledger import Lease, LeaseLimits, Reached, find_leases, lease_batch
 from db.specs import StoredSpec
 from extractor.spec import FeatureSpec
 
@@ -54,14 +53,14 @@ def lease_images(
     source_id: int,
     run_id: int,
     limits: LeaseLimits,
-    last: Sequence[Lease],
+    reached: Reached,
 ) -> list[Lease]:
-    """Leases the batch after the last one; empty when nothing is left for this run."""
+    """Leases the next batch; empty when nothing is left for this run."""
     if int(task_run.run_count) > 1:  # the try before may have leased some, and not heard of it
-        unheard = find_leases(engine, spec, source_id, run_id, last)
+        unheard = find_leases(engine, spec, source_id, run_id, reached)
         if unheard:
             return unheard
-    return lease_batch(engine, spec, source_id, run_id, limits, last)
+    return lease_batch(engine, spec, source_id, run_id, limits, reached)
 
 
 @task(name="extract_patches", task_run_name="read {batch}", **RETRIES)

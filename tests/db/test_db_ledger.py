@@ -136,10 +136,10 @@ def test_a_lease_whose_answer_was_lost_is_found_again(store, spec):
     run, source = store.run(spec), store.source()
     first = store.lease(spec, run, images=2)
     unheard = store.lease(spec, run, images=2)
-    find = ledger.find_leases
-    assert find(store.engine, spec, source, run, first) == unheard
-    assert find(store.engine, spec, source, run, unheard) == []
-    assert find(store.engine, spec, source, store.run(spec), first) == []
+    find, reached = ledger.find_leases, ledger.Reached.by(first)
+    assert find(store.engine, spec, source, run, reached) == unheard
+    assert find(store.engine, spec, source, run, ledger.Reached.by(unheard)) == []
+    assert find(store.engine, spec, source, store.run(spec), reached) == []
 
 
 def test_batch_after_batch_a_run_gets_all_images_and_those_that_became_free_before(store, spec):
@@ -147,14 +147,13 @@ def test_batch_after_batch_a_run_gets_all_images_and_those_that_became_free_befo
     other = store.lease(spec, images=2)  # the first ones
     run, source = store.run(spec), store.source()
     limits = ledger.LeaseLimits(2, 10**12, 600.0)
-    got, last = [], []
-    for number in range(9):
-        last = ledger.lease_batch(store.engine, spec, source, run, limits, last)
-        got += [lease.image_id for lease in last]
-        if number == 1:
-            for lease in other:
-                ledger.release_image(store.engine, lease)
-    assert last == []
+    got, reached = [], ledger.Reached()
+    while leases := ledger.lease_batch(store.engine, spec, source, run, limits, reached):
+        reached = ledger.Reached.by(leases)
+        got += [lease.image_id for lease in leases]
+        for lease in other:
+            ledger.release_image(store.engine, lease)
+        other = []
     assert sorted(got) == sorted({*got}) == list(range(1, 8))
 
 
