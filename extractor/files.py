@@ -133,6 +133,10 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            # As of a web server that cannot be reached: what is in it is not gone.
+            raise OSError(errno.EIO, one_line(cause)) from error
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:

@@ -1,6 +1,7 @@
 """What an object store gives: as a folder does, every image, and never silence about an object."""
 
 import os
+import socket
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -109,6 +110,14 @@ def test_a_folder_that_cannot_be_listed_is_noted_and_the_others_are_listed(
 def test_what_is_no_source_is_refused_in_words(s3: Any, place: str, said: str) -> None:
     with pytest.raises(SourceError, match=f"^{place} {said}"):
         source_at(place)
+
+
+@pytest.mark.parametrize("may_be_gone", [False, True])
+def test_a_store_that_cannot_be_reached_is_not_one_that_holds_nothing(may_be_gone: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+    with pytest.raises(SourceError, match=r"^http://127.* cannot be listed: Cannot connect to"):
+        source_at(f"http://{host}:{port}/photos", may_be_gone=may_be_gone)
 
 
 def test_an_object_is_no_source(bucket: Any) -> None:
