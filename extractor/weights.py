@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 _RANDOM = "random:"
 _TIMEOUT_S = 15
 _UNUSED = "num_batches_tracked"  # counts training steps; older files lack it
+# Names that torchvision's files of DenseNets and transformers have, and its networks no longer: it
+# changes them as it loads (`densenet._load_state_dict`, `vision_transformer.MLPBlock`).
+_OLD_NAMES = (
+    (re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+)
 
 
 @dataclass(frozen=True)
@@ -242,7 +249,14 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
             f"weights file {path} holds {type(loaded).__name__}, not named tensors; save one with "
             "torch.save(model.state_dict(), FILE)"
         )
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
+    return {_present_name(name): value for name, value in loaded.items()}
+
+
+def _present_name(name: str) -> str:
+    name = name.removeprefix("module.")
+    for old, present in _OLD_NAMES:
+        name = old.sub(present, name)
+    return name
 
 
 def _shape(tensor: Tensor) -> str:

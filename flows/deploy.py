@@ -3,8 +3,10 @@
 Everything here is idempotent: what is there as wanted stays, what differs is changed.
 """
 
+from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version
+from operator import attrgetter
 from uuid import UUID
 
 from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture
@@ -16,7 +18,7 @@ from prefect.client.schemas.objects import (
     StateType,
 )
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.urls import url_for
 from prefect.workers.process import ProcessWorker
@@ -70,17 +72,18 @@ def deploy(client: SyncPrefectClient, plan: Plan, pool: str) -> str:
 
 def ensure_pool(client: SyncPrefectClient, name: str) -> None:
     """Makes the work pool where there is none. Raises PrefectApiError if it is no process pool."""
+    wanted = WorkPoolCreate(
+        name=name,
+        type=ProcessWorker.type,
+        description="Runs of patchstore; `patchstore worker` takes them.",
+        base_job_template=ProcessWorker.get_default_base_job_template(),
+    )
     try:
         known = client.read_work_pool(name)
     except ObjectNotFound:
-        known = client.create_work_pool(
-            WorkPoolCreate(
-                name=name,
-                type=ProcessWorker.type,
-                description="Runs of patchstore; `patchstore worker` takes them.",
-                base_job_template=ProcessWorker.get_default_base_job_template(),
-            )
-        )
+        with suppress(ObjectAlreadyExists):  # by a worker that has just started, too
+            client.create_work_pool(wanted)
+        known = client.read_work_pool(name)
     if known.type != ProcessWorker.type:
         raise PrefectApiError(
             f"work pool {name!r} is of type {known.type!r}, expected {ProcessWorker.type!r}; "
@@ -119,8 +122,12 @@ def ensure_crash_detection(client: SyncPrefectClient, within_s: int) -> None:
     known = client.read_automations_by_name(wanted.name)
     if not known:
         client.create_automation(wanted)
-    elif known[0].model_dump(exclude={"id"}) != wanted.model_dump():
-        client.update_automation(known[0].id, wanted)
+        return
+    first, *others = sorted(known, key=attrgetter("id"))
+    if first.model_dump(exclude={"id"}) != wanted.model_dump():
+        client.update_automation(first.id, wanted)
+    for other in others:  # of workers that started at the same moment
+        client.delete_automation(other.id)
 
 
 def ensure_gpu_slots(client: SyncPrefectClient, slots: int) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
+from db.settings import StoreSettings
+
 from . import local_server
 from .local_server import LocalServer
 
@@ -52,6 +54,8 @@ def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
         if not os.environ.get(name):  # empty is what a .env file leaves of a setting taken back
             os.environ[name] = value
     if not local:
+        if StoreSettings().is_embedded:
+            local_server.use(folder)  # its Postgres is needed all the same
         return None
     server = local_server.ensure(folder)
     os.environ["PREFECT_API_URL"] = server.api_url

@@ -75,12 +75,17 @@ class LocalServer:
             time.sleep(0.05)
 
 
-def ensure(folder: Path) -> LocalServer:
-    """Finds the home's server or starts one; returns at once, `LocalServer.wait` waits for it."""
+def use(folder: Path) -> None:
+    """Notes until this process ends that it needs the servers of this home."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder not in _in_use:
         _in_use[folder] = os.open(folder / "in-use.lock", os.O_RDWR | os.O_CREAT)
         fcntl.flock(_in_use[folder], fcntl.LOCK_SH)
+
+
+def ensure(folder: Path) -> LocalServer:
+    """Finds the home's server or starts one; returns at once, `LocalServer.wait` waits for it."""
+    use(folder)
     with _exclusively(folder / "server.lock"):
         known = _read(folder)
         if _is_alive(known.get("pid"), folder):
@@ -164,7 +169,7 @@ def _resigned(folder: Path) -> bool:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a command runs that needs the server of this home, which exists."""
+    """Whether a command runs that needs the servers of this home, which exists."""
     with (folder / "in-use.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -186,7 +186,13 @@ def test_only_the_search_and_on_this_machine_prefects_page_can_be_reached(
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert published == {"prefect": ["127.0.0.1:4200:4200"], "serve": ["8080:8080"]}
     assert compose["networks"]["store"] == {"internal": True}
-    assert services["postgres"]["networks"] == services["migrate"]["networks"] == ["store"]
+    assert services["postgres"]["networks"] == ["store"]
+
+
+def test_a_postgres_elsewhere_is_reached_by_all_that_ask_it(services: Services) -> None:
+    asking = {name for name, each in services.items() if "PATCHSTORE" in str(environment(each))}
+    assert {"migrate", "worker", "serve"} <= asking
+    assert all("outside" in services[name]["networks"] for name in asking - ONE_SHOT | {"migrate"})
 
 
 def test_everything_that_is_named_is_declared(compose: dict[str, Any], services: Services) -> None:

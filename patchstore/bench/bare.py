@@ -23,6 +23,7 @@ from extractor.onnx import ExportedNetwork
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
 
+from .energy import Energy
 from .home import SpecOptions
 from .peak import flops_a_patch, peak_flops, wait_for
 
@@ -36,10 +37,17 @@ Array = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Pass:
-    """One measurement of the bare forward pass: patches a second, and processor cores in use."""
+    """One measurement of the bare forward pass: what it did, processor cores in use, and joules."""
 
-    rate: float
+    patches: int
+    seconds: float
     cores: float
+    joules: float | None
+
+    @property
+    def rate(self) -> float:
+        """Patches a second."""
+        return self.patches / self.seconds
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,14 @@ class Bare:
         with torch.inference_mode(), arithmetic(self.way, self.device):
             run(self.network, self.batches[:WARM_UP_BATCHES])
             wait_for(self.device)
+            energy = Energy()
             done, begun, used = 0, time.perf_counter(), time.process_time()
             while time.perf_counter() - begun < seconds:
                 run(self.network, self.batches)
                 wait_for(self.device)
                 done += patches
             wall = time.perf_counter() - begun
-            return Pass(done / wall, (time.process_time() - used) / wall)
+            return Pass(done, wall, (time.process_time() - used) / wall, energy.joules())
 
 
 def run(network: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
@@ -144,11 +153,9 @@ def normalised(patches: Sequence[Array], spec: FeatureSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class Alone:
-    """What a bare pass did, and its share of the device's arithmetic peak, 0 to 1."""
+    """A bare pass, and its share of the device's arithmetic peak, 0 to 1."""
 
-    patches: int
-    seconds: float
-    cores: float
+    done: Pass
     of_peak: float
 
 
@@ -168,6 +175,5 @@ def run_alone(
     flops = flops_a_patch(backbone.network, spec.side)
     if not as_it_is:
         bare = as_the_flow_runs_it(bare, spec, backbone)
-    found = bare.measure(seconds)
-    peak = peak_flops(bare.way, bare.device)
-    return Alone(round(found.rate * seconds), seconds, found.cores, found.rate * flops / peak)
+    done = bare.measure(seconds)
+    return Alone(done, done.rate * flops / peak_flops(bare.way, bare.device))

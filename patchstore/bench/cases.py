@@ -36,7 +36,8 @@ class Row:
         stored: the patches are rows of a table.
         stride: of patchstore's spec, in pixels.
         cores: processor cores in use; None: not looked at.
-        joules: spent by the whole machine; None: nothing tells.
+        joules: spent by the whole machine, by a command with its beginning and end; None: nothing
+            tells.
         of_peak: share of the device's arithmetic peak, 0 to 1; None: not known.
     """
 
@@ -132,11 +133,11 @@ def _some(patches: int) -> None:
 def _alone(
     pictures: Pictures, options: SpecOptions, way: str, as_it_is: bool, seconds: float
 ) -> Row:
-    energy = Energy()
     files = pictures.files[:SAMPLE_IMAGES]
     found, peak = apart(run_alone, files, options, way, as_it_is, seconds)
-    row = Row("bare forward pass", way, found.patches, found.seconds, peak)
-    return replace(row, cores=found.cores, of_peak=found.of_peak, joules=energy.joules())
+    done = found.done
+    row = Row("bare forward pass", way, done.patches, done.seconds, peak)
+    return replace(row, cores=done.cores, of_peak=found.of_peak, joules=done.joules)
 
 
 @contextmanager

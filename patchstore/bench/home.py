@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from dotenv import dotenv_values
 
 from extractor.images import image_suffixes
 from extractor.spec import Recipe
@@ -122,11 +123,15 @@ def temporary_home() -> Iterator[Path]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The environment of a command on `home`: settings of a person's own store do not leak in."""
+    """The environment of a command on `home`: settings of a person's own store do not leak in.
+
+    Those of the `.env` here are in it, for the command runs elsewhere.
+    """
     # A folder of secrets may hold the URL of a store, too.
     places = ("PATCHSTORE_HOME", "PATCHSTORE_DATABASE_URL", "PATCHSTORE_SECRETS_DIR")
     hidden = ("PREFECT_", *places)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    given = {name: value or "" for name, value in dotenv_values(".env").items()} | dict(os.environ)
+    kept = {name: value for name, value in given.items() if not name.upper().startswith(hidden)}
     return kept | {"PATCHSTORE_HOME": str(home)}
 
 

@@ -1,16 +1,20 @@
 """Weights come from an enum, a file or a seed, and are those they are said to be."""
 
+import re
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torchvision import models
+from torchvision.models import densenet, get_model
+from torchvision.models.vision_transformer import VisionTransformer
 
 from extractor.backbone import load_backbone, resolve
 from extractor.errors import WeightsError
 from extractor.spec import Recipe
-from extractor.weights import tensor_digest
+from extractor.weights import WeightsSource, load_tensors, read_tensors, tensor_digest
 
 
 @pytest.fixture
@@ -156,3 +160,40 @@ def test_a_network_cut_before_its_classifier_loads_without_it(beside):
 
 def squeezenet(weights):
     return Recipe(backbone="squeezenet1_1", weights=str(weights))
+
+
+def test_a_file_of_a_densenet_has_the_names_that_torchvision_gave_it_once(tmp_path):
+    network = get_model("densenet121", weights=None).eval()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")  # torch had none yet
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    again = get_model("densenet121", weights=None)
+    file_of_torchvision = SimpleNamespace(get_state_dict=lambda **_options: dict(old))
+    densenet._load_state_dict(again, file_of_torchvision, progress=False)  # takes it so, too
+    torch.save(old, tmp_path / "densenet.pth")
+    recipe = Recipe("densenet121", str(tmp_path / "densenet.pth"), patch_size=64, stride=32)
+    found = resolve(recipe)
+    network.classifier = torch.nn.Identity()
+    assert found.spec.weights_sha256 == tensor_digest(network)
+
+
+def test_a_file_of_a_transformer_has_the_names_that_torchvision_gave_it_once(tmp_path):
+    sizes = {"image_size": 32, "patch_size": 16, "num_layers": 2, "num_heads": 2}
+    network = VisionTransformer(**sizes, hidden_dim=8, mlp_dim=16)
+    old = {
+        name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): value
+        for name, value in network.state_dict().items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_1.weight" in old
+    VisionTransformer(**sizes, hidden_dim=8, mlp_dim=16).load_state_dict(dict(old))  # as it does
+    path = tmp_path / "vit.pth"
+    torch.save(old, path)
+    read = read_tensors(WeightsSource("vit.pth", str(path), path=path), "vit_b_16")
+    assert read is not None
+    assert read.keys() == network.state_dict().keys()
+    again = VisionTransformer(**sizes, hidden_dim=8, mlp_dim=16)
+    load_tensors(again, read, set(again.state_dict()), "vit.pth")
+    assert tensor_digest(again) == tensor_digest(network)

@@ -41,8 +41,22 @@ def test_a_configured_api_is_used_and_none_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    monkeypatch.setenv("PATCHSTORE_DATABASE_URL", "postgresql://db.example/store")
     assert environment.prepare(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_embedded_postgres_is_in_use_whose_prefect_ever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    monkeypatch.delenv("PATCHSTORE_DATABASE_URL", raising=False)
+    assert environment.prepare(tmp_path) is None
+    folder = environment.prefect_home(tmp_path)
+    assert local_server.is_in_use(folder)
+    assert not (folder / "server.json").exists()
+    os.close(local_server._in_use.pop(folder))
+    assert not local_server.is_in_use(folder)
 
 
 WATCHER = """

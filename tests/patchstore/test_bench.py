@@ -153,7 +153,8 @@ def test_cut_out_pictures_differ_and_have_the_size_of_a_patch(
 
 def test_the_bare_pass_tells_its_share_of_the_peak(pictures: Pictures) -> None:
     found = run_alone(pictures.files, OPTIONS, "float32", True, 0.1)
-    assert found.patches > 0
+    assert found.done.patches > 0
+    assert found.done.rate * found.done.seconds == pytest.approx(found.done.patches)
     assert 0 < found.of_peak < 4  # some convolutions need fewer operations than are counted
 
 
