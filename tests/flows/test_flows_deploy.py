@@ -124,6 +124,41 @@ def test_a_pool_of_another_type_is_refused_with_a_way_out(client: Any, pool: str
         ensure_pool(client, pool)
 
 
+def test_a_pool_that_another_worker_has_just_made_is_taken(
+    client: Any, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.deploy import ensure_pool
+
+    read = client.read_work_pool
+    ensure_pool(client, pool)
+    answers = iter([ObjectNotFound(LookupError())])
+
+    def read_too_early(name: str) -> Any:
+        for error in answers:
+            raise error
+        return read(name)
+
+    monkeypatch.setattr(client, "read_work_pool", read_too_early)
+    ensure_pool(client, pool)
+    assert next(answers, None) is None
+
+
+def test_of_automations_that_two_workers_made_at_once_one_is_left(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.deploy import ensure_crash_detection
+
+    with monkeypatch.context() as before_the_other:
+        before_the_other.setattr(client, "read_automations_by_name", lambda _name: [])
+        for _ in range(2):
+            ensure_crash_detection(client, 100)
+    ensure_crash_detection(client, 110)
+    (found,) = [a for a in client.read_automations() if a.name.startswith("patchstore")]
+    assert found.trigger.within.total_seconds() == 110
+
+
 def test_another_term_without_a_sign_of_life_changes_the_automation(client: Any) -> None:
     from flows.deploy import ensure_crash_detection
 
