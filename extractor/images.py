@@ -304,6 +304,10 @@ def _unidentified(start: bytes) -> ImageError:
             f"it begins as {name}, but is of a kind that is not read, or its header is cut off or "
             "corrupt"
         )
+    if start[4:8] == b"ftyp":
+        return NotAnImage("a HEIC, AVIF or film, which is not read; convert it to JPEG")
+    if start.lstrip().startswith((b"<", b"\xef\xbb\xbf<")):
+        return NotAnImage("an SVG, a web page or other XML, which is not read; convert it to PNG")
     return NotAnImage(f"no image format that is read begins with {start[:8]!r}")
 
 

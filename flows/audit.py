@@ -187,7 +187,8 @@ def _judge(report: AuditReport) -> None:
     if report.recall is not None and report.recall < MIN_RECALL:
         report.problems.append(
             f"recall at 10 is {report.recall:.3f}, expected {MIN_RECALL} or more; "
-            f"run: patchstore reindex --spec {report.spec}"
+            f"run: patchstore reindex --spec {report.spec}; where that has just been done, many "
+            "near copies lie in each other's way: search wider (ef_search) or exactly"
         )
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 # How the formats begin that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
+# Of cameras; no table of types has them.
+RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0", re.DOTALL
 )
@@ -228,14 +230,14 @@ def _store_of(url: str) -> "tuple[AbstractFileSystem, str]":
 def is_image_by_suffix(name: PurePath) -> bool | None:
     """Whether a file is an image by its name; None where it has no suffix.
 
-    A suffix that stands for an image which cannot be read (HEIC, SVG) counts: it must fail with a
-    reason rather than be passed over in silence.
+    A suffix that stands for an image which cannot be read (HEIC, SVG, a camera's raw file) counts:
+    it must fail with a reason rather than be passed over in silence.
     """
     suffix = name.suffix.lower()
     if not suffix:
         return None
     kind = mimetypes.types_map.get(suffix, "")
-    return suffix in image_suffixes() or kind.startswith("image/")
+    return suffix in image_suffixes() | RAW or kind.startswith("image/")
 
 
 def begins_as_image(start: bytes) -> bool:

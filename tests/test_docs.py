@@ -47,7 +47,7 @@ def anchors(page: Path) -> set[str]:
 def url(database: URL, engine: Engine) -> str:
     """A store with the spec and the picture of the examples, and two pictures more."""
     recipe = {"backbone": "tiny"}
-    spec = add_spec(engine, NewSpec("default", "0" * 64, recipe, 3, "cosine", "nowhere"))
+    spec = add_spec(engine, NewSpec("demo-resnet18", "0" * 64, recipe, 3, "cosine", "nowhere"))
     source, started = open_source(engine, "/photos"), start_scan(engine)
     files = [
         SeenFile(uri, 1, "mark", hashlib.sha256(uri.encode()).digest(), 741, 500)
@@ -126,12 +126,12 @@ def prints_hits_of_other_pictures(command: list[str], url: str, **settings: str)
     ("state", "question"),
     [
         ("P0002", "'unknown', '[1,2,3]'"),
-        ("22023", "'default', NULL"),
-        ("22023", "'default', '[1,2]'"),
-        ("22023", "'default', '[0,0,0]'"),
-        ("22023", "'default', '[1,2,3]', 0"),
-        ("22023", "'default', '[1,2,3]', 10001"),
-        ("22000", "'default', array_fill('NaN'::float4, ARRAY[3])::vector"),
+        ("22023", "'demo-resnet18', NULL"),
+        ("22023", "'demo-resnet18', '[1,2]'"),
+        ("22023", "'demo-resnet18', '[0,0,0]'"),
+        ("22023", "'demo-resnet18', '[1,2,3]', 0"),
+        ("22023", "'demo-resnet18', '[1,2,3]', 10001"),
+        ("22000", "'demo-resnet18', array_fill('NaN'::float4, ARRAY[3])::vector"),
     ],
 )
 def test_a_wrong_question_has_the_documented_sqlstate(url: str, state: str, question: str) -> None:

@@ -205,5 +205,7 @@ def describe(summary: "Summary") -> list[str]:
     lines += [f"not listed: {folder}" for folder in summary.unlisted]
     if summary.failed:
         lines += [f"{count} × {reason}" for reason, count in summary.reasons.items()]
+        if more := summary.failed - sum(summary.reasons.values()):
+            lines.append(f"{more} more for other reasons")
         lines.append("each of them: patchstore failures")
     return lines

@@ -351,6 +351,12 @@ def test_the_rectangle_is_moved_resized_typed_and_cleared(page: Page, shop: Shop
     page.get_by_label("height").press("Tab")
     expect(page).to_have_url(re.compile("region=0,0,48,48"))
     expect(hits(page).first.locator(".distance")).to_have_text("0.0000")
+    page.get_by_label("x", exact=True).fill("60")
+    page.get_by_label("x", exact=True).press("Tab")
+    assert rectangle(page) == ["60", "0", "36", "48"]  # the width reached beyond the picture
+    page.get_by_label("width").fill("20")
+    page.get_by_label("width").press("Tab")
+    assert rectangle(page) == ["60", "0", "20", "48"]
     page.get_by_role("button", name="Whole picture").click()
     expect(page).not_to_have_url(re.compile("region"))
     assert rectangle(page) == ["", "", "", ""]
@@ -652,6 +658,15 @@ def test_what_is_no_picture_is_said_to_be_none(
     page.get_by_role("link", name="New question").click()
     expect(page.locator("#problem")).to_be_hidden()
     choose(page, shop.folder / "0.png")
+
+
+def test_a_spec_without_any_vector_is_said_to_have_none(page: Page, shop: Shop) -> None:
+    recipe = Recipe("squeezenet1_1", "random:3", patch_size=48, stride=24)
+    register(shop.engine, "bare", resolve(recipe))
+    page.reload()
+    choose(page, shop.folder / "0.png")
+    page.get_by_label("Spec").select_option("bare")
+    expect(page.locator("#status")).to_have_text("No picture has patches of bare yet.")
 
 
 def test_a_patch_that_is_gone_is_said_to_be_gone(page: Page, shop: Shop, seen: Seen) -> None:

@@ -51,6 +51,19 @@ def test_text_named_jpg_is_not_an_image(tmp_path):
             read(path)
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC, .* convert it to JPEG"),
+        (b"<svg xmlns=", "an SVG, a web page .* convert it to PNG"),
+        (b"\n<!DOCTYPE html>", "an SVG, a web page "),
+    ],
+)
+def test_what_phones_and_browsers_write_is_called_by_its_name(start, said):
+    with pytest.raises(NotAnImage, match=said):
+        read_image(start + bytes(100))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP"])
 def test_a_picture_cut_off_in_the_middle_is_truncated(kind):
     rng = np.random.default_rng(0)

@@ -37,8 +37,9 @@ def test_files_that_are_no_images_are_counted_and_left_out(folder: Path) -> None
 def test_an_image_that_no_decoder_reads_counts_so_that_it_can_fail_with_a_reason(
     folder: Path,
 ) -> None:
-    (folder / "phone.heic").write_bytes(b"x")
-    assert names(FolderSource(folder)) == ["phone.heic"]
+    for name in ("camera.DNG", "phone.heic"):
+        (folder / name).write_bytes(b"x")
+    assert names(FolderSource(folder)) == ["camera.DNG", "phone.heic"]
 
 
 def test_a_file_without_suffix_counts_by_its_first_bytes(folder: Path) -> None:

@@ -43,11 +43,19 @@ export function makeAsked(tell) {
     hint.textContent = seen ? HINTS[next ? "region" : "whole"] : HINTS.unseen;
   }
 
-  numbers.addEventListener("change", () => {
+  numbers.addEventListener("change", ({ target }) => {
     const typed = inputs.map((input) => input.value);
     if (typed.every((text) => text === "")) region.set(null);
-    else if (typed.every((text) => text !== "")) region.set(typed.map(Number));
+    else if (typed.every((text) => text !== "")) region.set(fitting(typed.map(Number), target));
   });
+
+  /** The number that was typed stays as far as it can; what goes beyond the picture is cut off. */
+  function fitting([x, y, width, height], typed) {
+    if (typed === inputs[0]) width = Math.min(width, stage.width - x);
+    if (typed === inputs[1]) height = Math.min(height, stage.height - y);
+    return [x, y, width, height];
+  }
+
   whole.addEventListener("click", () => {
     region.set(null);
     stage.root.focus(); // the button cannot be used any more

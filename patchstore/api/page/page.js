@@ -187,7 +187,13 @@ function showAnswer(found, took) {
     linkTo: (hit) => linkTo({ kind: "patch", id: hit.patch_id }),
     open: (index) => inspector.open(shown, index),
   });
-  note(found.hits.length ? summary(found, whole, took) : "Nothing was found; ask for less at once.");
+  note(found.hits.length ? summary(found, whole, took) : nothing());
+}
+
+function nothing() {
+  const { filter, prefix, max, other, spec } = options;
+  if (filter || prefix || max || other) return "Nothing was found; ask for less at once.";
+  return `No picture has patches of ${spec} yet.`;
 }
 
 function summary({ hits, metric, exact }, whole, took) {
