@@ -82,7 +82,7 @@ def rank_by_arrangement(
 
     Returns:
         One hit an image, most agreeing patches first, then the nearest: `matched` of them agree,
-        `box` is around them, `distance` their mean.
+        each with a stored patch of its own, `box` is around them, `distance` their mean.
     """
     found: defaultdict[int, list[tuple[int, Hit]]] = defaultdict(list)
     for part, hits in enumerate(answers):
@@ -108,6 +108,23 @@ def _matches(parts: Sequence[Box], found: Sequence[tuple[int, Hit]]) -> _Matches
     return _Matches([hit for _, hit in found], numbers, places, scales)
 
 
+def _one_to_one(matches: _Matches, nearest_first: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of matches those that count: each patch of the question, and each stored one, counts once.
+
+    Where stored patches lie far apart, one of them may be the nearest of all of the question's.
+    """
+    chosen: list[int] = []
+    parts: set[int] = set()
+    stored: set[int] = set()
+    for at in nearest_first.tolist():
+        part, patch = int(matches.parts[at]), matches.hits[at].patch_id
+        if part not in parts and patch not in stored:
+            chosen.append(at)
+            parts.add(part)
+            stored.add(patch)
+    return np.array(chosen, dtype=np.int64)
+
+
 def _best_place(matches: _Matches, tolerance: float) -> Hit:
     octaves = np.log2(matches.scales)
     distances = np.array([hit.distance for hit in matches.hits])
@@ -118,10 +135,7 @@ def _best_place(matches: _Matches, tolerance: float) -> Hit:
         agree = (near <= tolerance * matches.scales[at]) & (
             np.abs(octaves - octaves[at]) <= SCALE_TOLERANCE
         )
-        agreeing = order[agree[order]]
-        # Of each patch of the question the nearest match that agrees.
-        _, first = np.unique(matches.parts[agreeing], return_index=True)
-        chosen = agreeing[first]
+        chosen = _one_to_one(matches, order[agree[order]])
         key = (-len(chosen), float(distances[chosen].mean()))
         if key < best_key:
             best, best_key = chosen, key

@@ -11,7 +11,9 @@ boxes = st.tuples(*[st.integers(0, 60)] * 2, *[st.integers(1, 60)] * 2)
 
 
 def hit(image: int, box: Box, distance: float = 0.1, patch: int = 0) -> Hit:
-    return Hit(f"/{image}", box, 1.0, distance, patch or 1000 * image + box[0] + box[1], image)
+    return Hit(
+        f"/{image}", box, 1.0, distance, patch or 10**6 * image + 1000 * box[0] + box[1], image
+    )
 
 
 @given(boxes, boxes)
@@ -84,6 +86,14 @@ def test_many_hits_of_one_patch_are_one_vote() -> None:
     crowd = [[hit(1, (50, n, 10, 10)) for n in range(5)], [], [], []]
     (first,) = rank_by_arrangement(PARTS, crowd, 5, tolerance=5)
     assert first.matched == 1
+
+
+def test_one_patch_that_is_the_nearest_of_all_of_the_regions_is_one_vote() -> None:
+    large = [hit(1, (0, 0, 12, 12), 0.1) for _ in PARTS]
+    beside = [hit(1, (2, 2, 12, 12), 0.2) for _ in PARTS]
+    found = [list(hits) for hits in zip(large, beside, strict=True)]
+    (first,) = rank_by_arrangement(PARTS, found, 5, tolerance=20)
+    assert (first.matched, first.box) == (2, (0, 0, 14, 14))
 
 
 def test_of_images_that_agree_as_much_the_nearer_comes_first() -> None:
