@@ -161,6 +161,16 @@ def test_failed_images_are_counted_by_the_kind_of_reason(store, spec, kind):
     assert {key[1] for key in failed} == {*REAL_REASONS, *OTHER_REASONS}
 
 
+@pytest.mark.parametrize("start", [b"\0\0\0\x18ftypheic", b"<svg xmlns="])
+def test_what_phones_and_browsers_write_is_no_image(store, spec, start):
+    reason = reason_of(lambda: read_image(start + bytes(99)))
+    store.scan(spec, {"a": "1"})
+    (lease,) = store.lease(spec)
+    fail_image(store.engine, lease, reason)
+    failed = read_gauges(store.engine).failed
+    assert {key: count for key, count in failed.items() if count} == {("tiny", "not_an_image"): 1}
+
+
 def test_a_file_of_more_bytes_than_an_image_takes_has_too_many_pixels(store, spec):
     reason = reason_of(lambda: read_content(io.BytesIO(bytes(1601)), max_pixels=100))
     store.scan(spec, {"a": "1"})
