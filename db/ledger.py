@@ -251,8 +251,8 @@ def lease_batch(
 ) -> list[Lease]:
     """Leases pending images of a source, least attempted first; empty when nothing is left.
 
-    It looks behind what this run has reached, and at all only where nothing is there: what waits of
-    other sources is passed by once a run, not once a batch.
+    It looks behind what this run has reached, and from the beginning only where nothing is there:
+    what waits of other sources is passed by once a run, not once a batch.
 
     What was attempted `SUSPECT` times before comes alone: it may be what killed its worker, and
     whatever is computed beside it would share its fate and its blame. A run gets an image at most

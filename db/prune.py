@@ -1,5 +1,8 @@
 """Taking things away for good: what vanished from the sources, old records, retired specs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -43,8 +46,7 @@ def forget_source(engine: Engine, source_id: int) -> dict[str, int]:
         InUse: a run is computing it.
     """
     values = {"source": source_id}
-    with store_errors(), engine.begin() as connection:
-        _keep_scans_out(connection)
+    with _without_scans(engine) as connection:
         _check_no_run(connection, "source_id", source_id, "this source")
         # Also those that only its runs computed: with a run they lose its number.
         images = connection.execute(text(_OF_SOURCE), values).scalars()
@@ -99,14 +101,12 @@ def remove_spec(engine: Engine, spec: StoredSpec) -> int:
 
 
 def _forget_vanished(engine: Engine, keep_days: float) -> int:
-    with store_errors(), engine.begin() as connection:
-        _keep_scans_out(connection)
+    with _without_scans(engine) as connection:
         # Somebody may be about to show them again.
         lock_images(connection, list(connection.execute(text(_HIDDEN_PREVIOUS)).scalars()))
         connection.execute(text(_FORGET_PREVIOUS))
     # Each locks its locations in one order, both together would not.
-    with store_errors(), engine.begin() as connection:
-        _keep_scans_out(connection)
+    with _without_scans(engine) as connection:
         return connection.execute(text(_FORGET_VANISHED), {"days": keep_days}).rowcount
 
 
@@ -121,8 +121,7 @@ def _delete_unshown(engine: Engine) -> dict[str, int]:
 
 def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int | None:
     """Deletes the next images and adds to the counts; the last one's id, None at the end."""
-    with store_errors(), engine.begin() as connection:
-        _keep_scans_out(connection)
+    with _without_scans(engine) as connection:
         found = connection.execute(text(_NEXT), {"after": after, "limit": IMAGES})
         images = list(found.scalars())
         if not images:
@@ -133,8 +132,12 @@ def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int |
         return int(images[-1])
 
 
-def _keep_scans_out(connection: Connection) -> None:
-    connection.execute(text(f"SELECT pg_advisory_xact_lock({PRUNE_LOCK})"))
+@contextmanager
+def _without_scans(engine: Engine) -> Iterator[Connection]:
+    """A transaction that waits for those of scans, and that they wait for."""
+    with store_errors(), engine.begin() as connection:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({PRUNE_LOCK})"))
+        yield connection
 
 
 def _check_unused(connection: Connection, spec: StoredSpec) -> None:

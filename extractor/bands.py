@@ -15,8 +15,15 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    EXTRASAMPLES,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    TiffImageFile,
+)
 
+from .colour import WHITE_IS_ZERO
 from .errors import TruncatedImage
 
 log = logging.getLogger(__name__)
@@ -65,10 +72,8 @@ _COMPRESSIONS = {
     "group3",
     "group4",
 }
-# TIFF's tags, and values of theirs.
-_BITS, _COLOURS, _WHITE_IS_ZERO, _YCBCR = 258, 262, 0, 6
-_PLANES, _TOGETHER = 284, 1
-_EXTRA, _ALPHA = 338, (2,)
+# Values of a TIFF's tags: of its colours, its planes and its extra samples.
+_YCBCR, _TOGETHER, _ALPHA = 6, 1, (2,)
 
 
 def by_bands(file: IO[bytes], image: Image.Image) -> BandedImage | None:
@@ -186,15 +191,15 @@ def _is_plain(image: Image.Image) -> bool:
     if not isinstance(image, TiffImageFile):
         return image.mode == "P" or "transparency" not in image.info
     tags, compression = image.tag_v2, image.info.get("compression")
-    colours = tags.get(_COLOURS)
+    colours = tags.get(PHOTOMETRIC_INTERPRETATION)
     return (
         compression in _COMPRESSIONS
         and image.mode != "P"
         and (colours != _YCBCR or compression == "jpeg")
-        and (colours != _WHITE_IS_ZERO or image.mode in ("1", "L"))
-        and (image.mode != "I;16" or tags.get(_BITS) == (16,))
-        and tags.get(_PLANES, _TOGETHER) == _TOGETHER
-        and tags.get(_EXTRA, ()) == (_ALPHA if image.mode in ("LA", "RGBA") else ())
+        and (colours != WHITE_IS_ZERO or image.mode in ("1", "L"))
+        and (image.mode != "I;16" or tags.get(BITSPERSAMPLE) == (16,))
+        and tags.get(PLANAR_CONFIGURATION, _TOGETHER) == _TOGETHER
+        and tags.get(EXTRASAMPLES, ()) == (_ALPHA if image.mode in ("LA", "RGBA") else ())
     )
 
 

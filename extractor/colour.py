@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 _WIDE = ("I", "F")  # I;16 and its kin begin with I, too
 _BAND_PIXELS = 2**20
 _BAND_ROWS = 4096  # libvips takes the square of the time for the double
-# TIFF's tags, and a value.
-_BITS, _COLOURS, _WHITE_IS_ZERO = 258, 262, 0
+WHITE_IS_ZERO = 0  # of a TIFF's photometric interpretation
 
 _Range = tuple[float, float]
 
@@ -96,12 +96,18 @@ def _has_key_colour(image: Image.Image) -> bool:
 def _grey_range(image: Bands) -> _Range:
     """Which values of wide grey become black and white."""
     low, high = _declared_range(image) or _usual_range(image)
-    return (high, low) if _tags(image).get(_COLOURS) == _WHITE_IS_ZERO else (low, high)
+    return (
+        (high, low)
+        if _tags(image).get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
+        else (low, high)
+    )
 
 
 def _declared_range(image: Bands) -> _Range | None:
     if image.mode.startswith("I;16"):
-        bits = _tags(image).get(_BITS, (16,))[0]  # Pillow gives the 12 of a TIFF as they are
+        bits = _tags(image).get(BITSPERSAMPLE, (16,))[
+            0
+        ]  # Pillow gives the 12 of a TIFF as they are
         return 0.0, 2.0**bits - 1
     if image.mode == "I" and getattr(image, "format", None) == "PPM":
         return 0.0, 65535.0  # to which Pillow has scaled whatever maximum the file declares

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 A_LAYER = "such as `--layer layer4` of a ResNet, `--layer features` of most others"
 
-_TOLERANCE = 1e-5  # of the largest value; rounding alone gives 1e-6
+_TOLERANCE = 1e-5  # of the largest value; rounding alone gives 1e-6 at most
 
 
 class CutNetwork(nn.Module):
@@ -156,7 +156,7 @@ def fold_norms(network: nn.Module, side: int) -> nn.Module:
     except Exception as error:  # tracing runs a network's own Python: anything may come out
         log.info("batch norms stay unfolded: %s", one_line(error))
         return network
-    if not difference(expected, found) <= _TOLERANCE:  # NaN is no agreement either
+    if not agree(expected, found):
         log.warning("batch norms stay unfolded: the folded network gives other values")
         return network
     return folded
@@ -171,6 +171,11 @@ def noise(patches: int, side: int) -> Tensor:
 def difference(expected: Tensor, found: Tensor) -> float:
     """Tell how far a changed network's values are off at most, in shares of the largest one."""
     return float((expected - found).abs().max() / expected.abs().max())
+
+
+def agree(expected: Tensor, found: Tensor) -> bool:
+    """Tell whether a changed network gives the same values but for rounding; no NaN is the same."""
+    return difference(expected, found) <= _TOLERANCE
 
 
 def cast_once(network: nn.Module, dtype: torch.dtype) -> None:

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import one_line
-from .network import difference
+from .network import agree, difference
 
 log = logging.getLogger(__name__)
-
-_TOLERANCE = 1e-5  # of the largest value; so far 2e-7 at most
 
 
 def in_one_call(network: nn.Module, patches: Tensor) -> nn.Module:
@@ -42,9 +40,9 @@ def in_one_call(network: nn.Module, patches: Tensor) -> nn.Module:
             )
             frozen: nn.Module = torch.jit.freeze(traced, optimize_numerics=False)
             for tried in (patches, patches[:1]):
-                off = difference(network(tried), frozen(tried))
-                if not off <= _TOLERANCE:  # NaN is no agreement either
-                    raise ValueError(f"its vectors differ by {off:.0e}")
+                expected, found = network(tried), frozen(tried)
+                if not agree(expected, found):
+                    raise ValueError(f"its vectors differ by {difference(expected, found):.0e}")
     except Exception as error:  # tracing runs a network's own Python: anything may come out
         log.info("passes run step by step: %s", one_line(error))
         return network

@@ -72,17 +72,18 @@ def deploy(client: SyncPrefectClient, plan: Plan, pool: str) -> str:
 
 def ensure_pool(client: SyncPrefectClient, name: str) -> None:
     """Makes the work pool where there is none. Raises PrefectApiError if it is no process pool."""
-    wanted = WorkPoolCreate(
-        name=name,
-        type=ProcessWorker.type,
-        description="Runs of patchstore; `patchstore worker` takes them.",
-        base_job_template=ProcessWorker.get_default_base_job_template(),
-    )
     try:
         known = client.read_work_pool(name)
     except ObjectNotFound:
         with suppress(ObjectAlreadyExists):  # by a worker that has just started, too
-            client.create_work_pool(wanted)
+            client.create_work_pool(
+                WorkPoolCreate(
+                    name=name,
+                    type=ProcessWorker.type,
+                    description="Runs of patchstore; `patchstore worker` takes them.",
+                    base_job_template=ProcessWorker.get_default_base_job_template(),
+                )
+            )
         known = client.read_work_pool(name)
     if known.type != ProcessWorker.type:
         raise PrefectApiError(

@@ -28,9 +28,9 @@ from .errors import SourceError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-# How the formats begin that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
 # Of cameras; no table of types has them.
 RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
+# How the formats begin that archives keep without a suffix: JPEG, PNG, GIF, TIFF, WebP, BMP.
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0", re.DOTALL
 )
@@ -237,7 +237,7 @@ def is_image_by_suffix(name: PurePath) -> bool | None:
     if not suffix:
         return None
     kind = mimetypes.types_map.get(suffix, "")
-    return suffix in image_suffixes() | RAW or kind.startswith("image/")
+    return suffix in image_suffixes() or suffix in RAW or kind.startswith("image/")
 
 
 def begins_as_image(start: bytes) -> bool:

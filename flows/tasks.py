@@ -56,11 +56,9 @@ def lease_images(
     reached: Reached,
 ) -> list[Lease]:
     """Leases the next batch; empty when nothing is left for this run."""
-    if int(task_run.run_count) > 1:  # the try before may have leased some, and not heard of it
-        unheard = find_leases(engine, spec, source_id, run_id, reached)
-        if unheard:
-            return unheard
-    return lease_batch(engine, spec, source_id, run_id, limits, reached)
+    again = int(task_run.run_count) > 1  # the try before may have leased some, and not heard of it
+    unheard = find_leases(engine, spec, source_id, run_id, reached) if again else []
+    return unheard or lease_batch(engine, spec, source_id, run_id, limits, reached)
 
 
 @task(name="extract_patches", task_run_name="read {batch}", **RETRIES)

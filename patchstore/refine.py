@@ -113,15 +113,18 @@ def _one_to_one(matches: _Matches, nearest_first: NDArray[np.int64]) -> NDArray[
 
     Where stored patches lie far apart, one of them may be the nearest of all of the question's.
     """
+    numbers = matches.parts[nearest_first].tolist()
+    left = set(numbers)
     chosen: list[int] = []
-    parts: set[int] = set()
     stored: set[int] = set()
-    for at in nearest_first.tolist():
-        part, patch = int(matches.parts[at]), matches.hits[at].patch_id
-        if part not in parts and patch not in stored:
+    for at, part in zip(nearest_first.tolist(), numbers, strict=True):
+        patch = matches.hits[at].patch_id
+        if part in left and patch not in stored:
             chosen.append(at)
-            parts.add(part)
+            left.remove(part)
             stored.add(patch)
+            if not left:
+                break
     return np.array(chosen, dtype=np.int64)
 
 

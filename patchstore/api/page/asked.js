@@ -62,11 +62,16 @@ export function makeAsked(tell) {
   });
 
   async function loadStored(id, spec, signal) {
-    const [image, { patches }] = await Promise.all([
+    const [image, patches] = await Promise.all([
       request(`/v1/images/${id}`, { signal }),
-      request(`/v1/images/${id}/patches?${new URLSearchParams({ spec })}`, { signal }),
+      loadPatches(id, spec, signal),
     ]);
-    return { ...image, patches, spec };
+    return { ...image, patches };
+  }
+
+  async function loadPatches(id, spec, signal) {
+    const path = `/v1/images/${id}/patches?${new URLSearchParams({ spec })}`;
+    return (await request(path, { signal })).patches;
   }
 
   return {
@@ -134,7 +139,7 @@ export function makeAsked(tell) {
      * @returns {Promise<import("./address.js").Question>} its image, where that has no patch
      */
     async under({ image, box }, spec, signal) {
-      const { patches } = await loadStored(image, spec, signal);
+      const patches = await loadPatches(image, spec, signal);
       if (!patches.length) return { kind: "image", id: image };
       // An alias of the same spec has the same patch; under another one its place counts.
       const same = patches.find((patch) => String(patch.box) === String(box));
