@@ -63,7 +63,7 @@ def main() -> None:
     arguments = _arguments()
     files = homes.image_files(arguments.images)
     uploads = [jpeg(path, arguments.side) for path in homes.spread(files, arguments.queries)]
-    keep_freed_memory()
+    keep_freed_memory(large_pages=True)
     with homes.temporary_home() as home:
         url = homes.add_spec(home, homes.spec_options(arguments))
         homes.ingest(home, sample_folder(home, homes.spread(files, arguments.stored)))

@@ -35,7 +35,7 @@ def serve(
             f"--host {host} would let everybody who reaches this machine ask; set "
             "PATCHSTORE_API_TOKENS (such as read:$(openssl rand -hex 32)), or listen on 127.0.0.1"
         )
-    keep_freed_memory()
+    keep_freed_memory(large_pages=True)
     open_store()
     engine = make_engine(
         database_url(),
