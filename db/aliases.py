@@ -81,7 +81,8 @@ def _check_complete(connection: Connection, spec: StoredSpec, alias: str) -> Non
     then = f"run: patchstore backfill --spec {spec.name}, or promote it with --force"
     if found.missing:
         raise SpecIncomplete(
-            f"{found.missing} images are not computed under spec {spec.name!r} yet; {then}"
+            f"{found.missing} images are not computed under spec {spec.name!r} yet, such as "
+            f"{found.example}; {then}"
         )
     if not found.shown:
         raise SpecIncomplete(f"nothing is computed under spec {spec.name!r} yet; {then}")
@@ -90,27 +91,31 @@ def _check_complete(connection: Connection, spec: StoredSpec, alias: str) -> Non
 # What is queued of live images, and what was never queued: of what the alias shows now, and of the
 # sources that were ingested under the spec.
 _MISSING = """
-SELECT (SELECT count(*) FROM (
-            SELECT e.image_id FROM patchstore.extraction e
-             WHERE e.spec_id = :spec AND e.state IN ('pending', 'leased')
-               AND EXISTS (SELECT FROM patchstore.image_location l
-                            WHERE l.image_id = e.image_id AND l.vanished_at IS NULL)
-            UNION
-            SELECT o.image_id FROM patchstore.extraction o
-              JOIN patchstore.spec_alias a ON a.spec_id = o.spec_id AND a.name = :alias
-             WHERE o.visible
-               -- What a file showed before counts by what it shows now.
-               AND EXISTS (SELECT FROM patchstore.image_location l
-                            WHERE l.image_id = o.image_id AND l.vanished_at IS NULL)
-               AND NOT EXISTS (SELECT FROM patchstore.extraction e
-                                WHERE e.spec_id = :spec AND e.image_id = o.image_id)
-            UNION
-            SELECT l.image_id FROM patchstore.image_location l
-             WHERE l.vanished_at IS NULL AND l.image_id IS NOT NULL
-               AND l.source_id IN (SELECT source_id FROM patchstore.ingest_run
-                                    WHERE spec_id = :spec)
-               AND NOT EXISTS (SELECT FROM patchstore.extraction e
-                                WHERE e.spec_id = :spec AND e.image_id = l.image_id)) i) AS missing,
+WITH missing AS (
+    SELECT e.image_id FROM patchstore.extraction e
+     WHERE e.spec_id = :spec AND e.state IN ('pending', 'leased')
+       AND EXISTS (SELECT FROM patchstore.image_location l
+                    WHERE l.image_id = e.image_id AND l.vanished_at IS NULL)
+    UNION
+    SELECT o.image_id FROM patchstore.extraction o
+      JOIN patchstore.spec_alias a ON a.spec_id = o.spec_id AND a.name = :alias
+     WHERE o.visible
+       -- What a file showed before counts by what it shows now.
+       AND EXISTS (SELECT FROM patchstore.image_location l
+                    WHERE l.image_id = o.image_id AND l.vanished_at IS NULL)
+       AND NOT EXISTS (SELECT FROM patchstore.extraction e
+                        WHERE e.spec_id = :spec AND e.image_id = o.image_id)
+    UNION
+    SELECT l.image_id FROM patchstore.image_location l
+     WHERE l.vanished_at IS NULL AND l.image_id IS NOT NULL
+       AND l.source_id IN (SELECT source_id FROM patchstore.ingest_run
+                            WHERE spec_id = :spec)
+       AND NOT EXISTS (SELECT FROM patchstore.extraction e
+                        WHERE e.spec_id = :spec AND e.image_id = l.image_id)
+)
+SELECT (SELECT count(*) FROM missing) AS missing,
+       (SELECT l.uri FROM missing m JOIN patchstore.image_location l ON l.image_id = m.image_id
+         WHERE l.vanished_at IS NULL ORDER BY l.uri LIMIT 1) AS example,
        EXISTS (SELECT FROM patchstore.extraction
                 WHERE spec_id = :spec AND visible) AS shown
 """

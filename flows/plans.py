@@ -12,7 +12,7 @@ from prefect.schedules import Schedule
 from .audit import AuditRequest, audit
 from .ingest import ingest
 from .request import IngestRequest
-from .schedule import cron_schedule
+from .schedule import cron_schedule, in_short
 from .upkeep import BackfillRequest, ReindexRequest, backfill, prune, reindex
 
 # Before the day begins, one after the other: what is deleted first need not be indexed or audited.
@@ -46,7 +46,8 @@ class Plan:
             return "by hand"
         if self.schedule.cron is not None:
             return f"{self.schedule.cron} ({self.schedule.timezone})"
-        return f"every {self.schedule.interval}"
+        assert self.schedule.interval is not None
+        return f"every {in_short(self.schedule.interval)}"
 
 
 def plan_ingest(request: IngestRequest, schedule: Schedule) -> Plan:

@@ -34,6 +34,12 @@ def interval_schedule(interval: str) -> Schedule:
     return Schedule(interval=length, anchor_date=ANCHOR)
 
 
+def in_short(interval: timedelta) -> str:
+    """An interval as `interval_schedule` reads it: `15m`, `1d`."""
+    units = ((letter, timedelta(**{name: 1})) for letter, name in reversed(UNITS.items()))
+    return next(f"{interval // unit}{letter}" for letter, unit in units if not interval % unit)
+
+
 def cron_schedule(line: str, timezone: str) -> Schedule:
     """A run whenever a cron line says so in a time zone. Raises ScheduleError."""
     try:

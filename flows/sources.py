@@ -36,6 +36,8 @@ MAGIC = re.compile(
 )
 MAGIC_BYTES = 12
 
+_FOR_GOOD = " (one that was ingested and is gone for good: patchstore forget)"
+
 
 @dataclass(frozen=True)
 class FoundFile:
@@ -120,7 +122,7 @@ class FolderSource(Source):
         if self.gone:
             return
         if not path.exists():
-            raise SourceError(f"{folder} does not exist; expected a folder with images")
+            raise SourceError(f"{folder} does not exist; expected a folder with images{_FOR_GOOD}")
         if not path.is_dir():
             raise SourceError(f"{folder} is a file; give the folder that holds it")
         try:
@@ -165,7 +167,7 @@ class StoreSource(Source):
             self.gone = may_be_gone
             if not may_be_gone:
                 raise SourceError(
-                    f"{url} does not exist or holds nothing; expected images"
+                    f"{url} does not exist or holds nothing; expected images{_FOR_GOOD}"
                 ) from None
         except OSError as error:
             raise SourceError(f"{url} cannot be listed: {error.strerror}") from error

@@ -48,6 +48,7 @@ class Plan:
     unchanged: int
     vanished: int
     images: int
+    copies: int
     unreadable: int
     patches: int
     patches_per_second: float
@@ -62,14 +63,15 @@ class Plan:
     def text(self) -> str:
         """The plan for a person."""
         unlisted = "".join(f"not listed: {folder}\n" for folder in self.unlisted)
+        copies = f"; {self.copies} more are copies" if self.copies else ""
         pace = f"about {self.seconds:,.0f} s at {self.patches_per_second:,.1f} patches/s"
         if self.patches and not self.patches_per_second:
             pace = "a time that no image here could tell"
         return (
             f"{unlisted}found {self.found} images: {self.new} new, {self.changed} changed, "
             f"{self.moved} moved, {self.unchanged} unchanged; {self.vanished} vanished\n"
-            f"a run would compute {self.images} images (likely to fail: {self.unreadable}), "
-            f"{self.patches:,} patches\n"
+            f"a run would compute {self.images} images "
+            f"(likely to fail: {self.unreadable}{copies}), {self.patches:,} patches\n"
             f"in {pace}, "
             f"and add {self.gigabytes:.3f} GB to Postgres\n"
             "no vector was stored"
@@ -100,6 +102,7 @@ def estimate(
     return Plan(
         **asdict(found.counts),
         images=len(found.due),
+        copies=found.copies,
         unreadable=sizes.count(0),
         patches=patches,
         patches_per_second=round(rate, 1),
@@ -115,12 +118,14 @@ class _Survey:
 
     Attributes:
         due: files that would be computed.
+        copies: files whose content is computed under another name, or will be.
         listed: URIs of all images.
         arrived: contents under names that are new.
     """
 
     counts: ScanCounts = field(default_factory=ScanCounts)
     due: list[tuple[FoundFile, SeenFile]] = field(default_factory=list)
+    copies: int = 0
     listed: set[str] = field(default_factory=set)
     arrived: set[bytes | None] = field(default_factory=set)
 
@@ -149,7 +154,9 @@ def _survey(engine: Engine, stored: StoredSpec, source: Source, *, allow_empty: 
         found.arrived |= {seen.sha256 for seen in differing if seen.uri not in known} - {None}
         covered |= contents_done(engine, stored, [s.sha256 for _, s in looked if s.sha256])
         for file, seen in looked:
-            if seen.sha256 not in covered:
+            if seen.sha256 in covered:
+                found.copies += 1
+            else:
                 found.due.append((file, seen))
             if seen.sha256 is not None:
                 covered.add(seen.sha256)  # another file with it costs nothing

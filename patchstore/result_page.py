@@ -98,9 +98,8 @@ def _hit(overview: _Overview | None, rank: int, hit: Hit, metric: str) -> str:
 
 
 def _figure(picture: str | None, caption: str, kind: str = "") -> str:
-    image = (
-        f'<img src="{picture}" alt="">' if picture else "<p>the picture cannot be read any more</p>"
-    )
+    gone = "<p>its file is gone, unreadable or another one now</p>"
+    image = f'<img src="{picture}" alt="">' if picture else gone
     return f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>'
 
 

@@ -141,7 +141,7 @@ def show(
     shown = fields | {"weights found at": spec.weights_source}
     width = max(map(len, shown)) + 2
     for field, value in shown.items():
-        print_line(f"{field:<{width}}{value}")
+        print_line(f"{field:<{width}}{'-' if value is None else value}")
 
 
 @app.command()

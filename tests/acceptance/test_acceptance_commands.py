@@ -216,7 +216,7 @@ def test_the_page_shows_no_picture_but_the_one_that_was_stored(
     paint("1.png", 99)
     page = tmp_path / "result.html"
     command("search", "--image", ingested / "0.png", "-k", 27, "--html", page)
-    assert page.read_text().count("the picture cannot be read any more") == 9
+    assert page.read_text().count("its file is gone, unreadable or another one now") == 9
 
 
 def test_prune_deletes_what_vanished_once_it_is_old_enough(command: Any, ingested: Path) -> None:
@@ -301,16 +301,16 @@ def test_a_dry_run_knows_what_a_spec_lacks_and_what_is_known_by_another_name(
 ) -> None:
     def due(folder: Path, spec: str) -> list[int]:
         plan = json.loads(command("ingest", folder, "--spec", spec, "--dry-run", "--json").out)
-        return [plan[key] for key in ("found", "moved", "unchanged", "images", "patches")]
+        return [plan[key] for key in ("found", "moved", "unchanged", "images", "copies", "patches")]
 
     weights = ("--backbone", "squeezenet1_1", "--weights", "random:1", "--patch-size", 48)
     assert command("spec", "add", "second", *weights, "--stride", 24).code == 0
     copies = shutil.copytree(ingested, ingested.parent / "copies")
-    assert due(ingested, "tiny") == [3, 0, 3, 0, 0]
-    assert due(ingested, "second") == [3, 0, 3, 3, 27]
-    assert due(copies, "tiny") == [3, 3, 0, 0, 0]
+    assert due(ingested, "tiny") == [3, 0, 3, 0, 0, 0]
+    assert due(ingested, "second") == [3, 0, 3, 3, 0, 27]
+    assert due(copies, "tiny") == [3, 3, 0, 0, 3, 0]
     shutil.copy(copies / "0.png", copies / "again.png")
-    assert due(copies, "second") == [4, 4, 0, 3, 27]
+    assert due(copies, "second") == [4, 4, 0, 3, 1, 27]
 
 
 def test_a_dry_run_counts_files_as_the_run_then_does(

@@ -764,6 +764,18 @@ def test_a_service_with_tokens_is_asked_with_one(browser: Browser, shop: Shop, s
         seen.refused.clear()
 
 
+def test_whoever_gave_no_token_may_try_again(browser: Browser, shop: Shop, seen: Seen) -> None:
+    settings = ServeSettings.model_validate({"api_tokens": f"read:{TOKEN}"})
+    with serving(shop.engine, settings) as url, opened(browser, url, seen) as page:
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Try again").click()
+        page.get_by_role("textbox", name="Access token").fill(TOKEN)
+        page.get_by_role("button", name="Continue").click()
+        expect(page.locator("#stored li")).to_have_count(4)
+        expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+        seen.refused.clear()
+
+
 def test_the_page_is_served_with_a_strict_policy(shop: Shop) -> None:
     answer = httpx.get(shop.url)
     assert "default-src 'self'" in answer.headers["content-security-policy"]

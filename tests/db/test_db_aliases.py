@@ -87,7 +87,8 @@ def test_a_spec_whose_images_are_still_computed_is_not_promoted(store, old):
     new = store.spec("new")
     store.scan(new, {"a": "1", "b": "2"})
     store.write(new, store.lease(new, images=1)[0])
-    with pytest.raises(SpecIncomplete, match=r"^1 images are not computed under spec 'new' yet"):
+    refused = r"^1 images are not computed under spec 'new' yet, such as b; run: "
+    with pytest.raises(SpecIncomplete, match=refused):
         promote(store.engine, new, "live")
     assert promote(store.engine, new, "live", force=True) is None
 

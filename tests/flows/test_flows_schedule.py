@@ -33,6 +33,17 @@ def test_an_interval_is_a_number_and_a_unit(
     assert read(text, None, "UTC").interval == length
 
 
+@pytest.mark.parametrize(
+    ("text", "short"), [("90s", "90s"), ("900s", "15m"), ("6h", "6h"), ("24h", "1d")]
+)
+def test_an_interval_is_told_as_it_may_be_written(
+    read: Callable[..., Any], text: str, short: str
+) -> None:
+    from flows.schedule import in_short
+
+    assert in_short(read(text, None, "UTC").interval) == short
+
+
 def test_the_same_interval_means_the_same_moments_whenever_it_is_read(
     read: Callable[..., Any],
 ) -> None:

@@ -103,7 +103,7 @@ async function follow() {
     if (question) await answer(signal);
     else browser.open(controls.read()?.spec);
   } catch (error) {
-    if (!signal.aborted) tell(error);
+    if (!signal.aborted) tell(error, { retry: true });
   }
 }
 
@@ -224,10 +224,11 @@ function note(text) {
 }
 
 /** @param {Error|null} failure null: all is well again */
-function tell(failure) {
+function tell(failure, { retry = false } = {}) {
   const line = byId("problem");
   line.hidden = failure === null;
-  line.textContent = failure?.message ?? "";
+  byId("problem-text").textContent = failure?.message ?? "";
+  byId("retry").hidden = !retry;
   line.title = failure?.requestId ? `request ${failure.requestId}` : "";
 }
 
@@ -239,6 +240,10 @@ function take(file) {
   asked.focus();
 }
 
+byId("retry").addEventListener("click", () => {
+  byId("main").focus(); // the button goes
+  follow();
+});
 byId("file").addEventListener("change", (event) => {
   take(event.target.files[0]);
   event.target.value = ""; // so that the same file can be chosen again
