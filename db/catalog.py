@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from .engine import store_errors
-from .ledger import refresh_visibility
+from .ledger import UNREAD, refresh_visibility
 from .specs import StoredSpec
 
 CHUNK = 10_000  # rows fetched at once
@@ -132,7 +132,8 @@ def record_files(
     with store_errors(), engine.begin() as connection:
         _take_turns(connection, source_id)
         _insert_images(connection, files)
-        rows = connection.execute(text(_RECORD), _arrays(source_id, started, files)).all()
+        values = _arrays(source_id, started, files) | {"unread": UNREAD}
+        rows = connection.execute(text(_RECORD), values).all()
         affected = sorted({i for r in rows for i in r.affected if i is not None})
         connection.execute(
             text(
@@ -170,6 +171,8 @@ def finish_scan(
     """Queues what this spec lacks and marks what was not seen; returns how many vanished.
 
     A renamed file is no vanished one: its content lives on under a URI that is new in this scan.
+    What sources inside this one, or around it, still show of a file that is another one now or gone
+    is marked as vanished there, until they are scanned.
 
     Args:
         engine: the store.
@@ -183,7 +186,12 @@ def finish_scan(
         connection.execute(text(_QUEUE), {"spec": spec.id, "sources": [source_id]})
         if not complete:
             return 0
-        return _mark_vanished(connection, source_id, started)
+        vanished = _mark_vanished(connection, source_id, started)
+    # By itself: scans lock locations in one order, first their own and then others' would be two.
+    with store_errors(), engine.begin() as connection:
+        _keep_prune_out(connection)
+        _hide_outdated(connection, source_id, started)
+    return vanished
 
 
 def files_due(engine: Engine, source_id: int, spec: StoredSpec, uris: Sequence[str]) -> set[str]:
@@ -280,9 +288,28 @@ def _arrays(source_id: int, started: datetime, files: Sequence[SeenFile]) -> dic
 
 def _mark_vanished(connection: Connection, source_id: int, started: datetime) -> int:
     rows = connection.execute(text(_VANISH), {"source": source_id, "started": started}).all()
-    affected = sorted({i for r in rows for i in (r.image_id, r.previous_image_id) if i is not None})
-    refresh_visibility(connection, affected)
+    _refresh_shown(connection, rows)
     return sum(not r.moved for r in rows)
+
+
+def _hide_outdated(connection: Connection, source_id: int, started: datetime) -> None:
+    overlapping = connection.execute(text(_OVERLAPPING), {"source": source_id}).all()
+    if not overlapping:
+        return
+    values = {
+        "source": source_id,
+        "started": started,
+        "unread": UNREAD,
+        "others": [other.id for other in overlapping],
+        "prefixes": [other.prefix for other in overlapping],
+    }
+    _refresh_shown(connection, connection.execute(text(_HIDE_OUTDATED), values).all())
+
+
+def _refresh_shown(connection: Connection, locations: Sequence[Row[Any]]) -> None:
+    """Recomputes what searches show of what locations did."""
+    shown = {i for row in locations for i in (row.image_id, row.previous_image_id)}
+    refresh_visibility(connection, sorted(shown - {None}))
 
 
 # Everybody who locks many locations does so in this order: scans, prune, and who sets metadata.
@@ -298,7 +325,8 @@ UPDATE patchstore.image_location l SET last_seen = greatest(clock_timestamp(), :
 
 # A content counts as known (moved) where some location had it before this scan. All parts of one
 # statement see the same snapshot: `old` is what was there before the upsert. What it showed becomes
-# the previous content, but not where the one before serves every spec that it does, and more.
+# the previous content, but not where the one before serves every spec that it does, and more; nor
+# what had been gone, or whose file is known to hold no image now.
 _RECORD = """
 WITH file AS MATERIALIZED (
     SELECT f.uri, f.size, f.mark, f.error, i.id AS image_id
@@ -318,7 +346,9 @@ old AS MATERIALIZED (
       FROM patchstore.image_location l JOIN file USING (uri) WHERE l.source_id = :source),
 seen AS MATERIALIZED (
     SELECT file.*, old.image_id AS old_image_id, old.before,
-           CASE WHEN file.image_id IS NOT DISTINCT FROM old.image_id THEN old.before
+           CASE WHEN file.image_id IS NULL AND NOT starts_with(file.error, :unread) THEN NULL
+                WHEN file.image_id IS NOT DISTINCT FROM old.image_id THEN old.before
+                WHEN old.vanished_at IS NOT NULL THEN NULL
                 WHEN old.shown THEN old.image_id
                 ELSE old.before END AS previous_image_id,
            CASE WHEN old.uri IS NOT NULL AND old.vanished_at IS NULL THEN
@@ -371,6 +401,36 @@ SELECT DISTINCT CAST(:spec AS integer), l.image_id
    AND NOT EXISTS (SELECT FROM patchstore.extraction e
                     WHERE e.spec_id = :spec AND e.image_id = l.image_id)
  ORDER BY 2 ON CONFLICT DO NOTHING
+"""
+
+# Where one source lies inside the other, both list what is in the inner one; but not where the way
+# to it is a link or hidden, and then the outer one has nothing there.
+_OVERLAPPING = """
+SELECT o.id, i.prefix
+  FROM patchstore.source s JOIN patchstore.source o ON o.id <> s.id,
+       LATERAL (SELECT rtrim(s.root, '/') || '/' AS ours, rtrim(o.root, '/') || '/' AS theirs) r,
+       LATERAL (SELECT CASE WHEN starts_with(ours, theirs) THEN ours ELSE theirs END AS prefix) i
+ WHERE s.id = :source AND (starts_with(ours, theirs) OR starts_with(theirs, ours))
+   AND EXISTS (SELECT FROM patchstore.image_location l
+                WHERE l.source_id = :source AND l.vanished_at IS NULL
+                  AND starts_with(l.uri, i.prefix))
+"""
+
+_HIDE_OUTDATED = f"""
+UPDATE patchstore.image_location l SET vanished_at = clock_timestamp()
+  FROM (SELECT t.id FROM patchstore.image_location t
+         WHERE t.source_id = ANY (:others) AND t.vanished_at IS NULL AND t.last_seen < :started
+           AND EXISTS (SELECT FROM unnest(CAST(:others AS integer[]), CAST(:prefixes AS text[]))
+                            AS other(id, prefix)
+                        WHERE other.id = t.source_id AND starts_with(t.uri, other.prefix))
+           AND NOT EXISTS (
+               SELECT FROM patchstore.image_location n
+                WHERE n.source_id = :source AND n.uri = t.uri AND n.vanished_at IS NULL
+                  AND (n.image_id IS NOT DISTINCT FROM t.image_id
+                       OR n.image_id IS NULL AND starts_with(n.error, :unread)))
+         {IN_ORDER} OF t) gone
+ WHERE l.id = gone.id
+RETURNING l.image_id, l.previous_image_id
 """
 
 _VANISH = f"""

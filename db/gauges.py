@@ -31,6 +31,7 @@ REASONS = {
     "the image is%smaller than the patch%": "too_small",
     "the network gave%": "degenerate_features",
     f"{UNREAD}%": "unreadable",
+    "no such file%": "unreadable",
     "cannot be decoded:%": "decoder_error",
     "gave up after%": "gave_up",
 }

@@ -48,22 +48,23 @@ FREE = f"""
                           OR run_id IS NULL OR run_id NOT IN ({LIVE_RUNS}))
 """
 
-# What a run may lease of its source.
+# What a run may lease of its source: nothing that it gave back itself, or a later run did. Two that
+# overlap would hand it to each other without end.
 WAITING = """
-    e.spec_id = :spec AND e.state = 'pending' AND e.run_id IS DISTINCT FROM :run
+    e.spec_id = :spec AND e.state = 'pending' AND coalesce(e.run_id, 0) < :run
     AND EXISTS (SELECT FROM patchstore.image_location l
                  WHERE l.image_id = e.image_id AND l.source_id = :source AND l.vanished_at IS NULL)
 """
 
 
 # A lease, of the image at the place that was seen last: of others it is not known whether they are
-# still there.
+# still there. Of one that another scan has just found gone, at the place where it was.
 _LEASED = """
     e.spec_id, e.image_id, e.fence, i.sha256, i.size_bytes, e.attempts,
     i.width IS NOT NULL AS is_sized,
     (SELECT l.uri FROM patchstore.image_location l
-      WHERE l.image_id = e.image_id AND l.source_id = :source AND l.vanished_at IS NULL
-      ORDER BY l.last_seen DESC, l.id LIMIT 1) AS uri
+      WHERE l.image_id = e.image_id AND l.source_id = :source
+      ORDER BY l.vanished_at IS NOT NULL, l.last_seen DESC, l.id LIMIT 1) AS uri
 """
 
 # Nobody computed anything: that was no attempt.
@@ -392,8 +393,17 @@ def fail_image(engine: Engine, lease: Lease, reason: str) -> bool:
 def release_image(engine: Engine, lease: Lease) -> None:
     """Gives an image back as pending, for the next run; nothing if the lease was lost.
 
-    That was no attempt: nobody computed anything.
+    That was no attempt: nobody computed anything. The file is another one now, or gone: the next
+    scan opens it, whatever its mark.
     """
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE patchstore.image_location SET mark = '' "
+                "WHERE uri = :uri AND image_id = :image"
+            ),
+            {"uri": lease.uri, "image": lease.image_id},
+        )
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
@@ -405,11 +415,12 @@ def release_image(engine: Engine, lease: Lease) -> None:
 
 
 def give_back(engine: Engine, run_id: int) -> None:
-    """Gives back all that a run has leased, as `release_image`: it ends for reasons of its own."""
+    """Gives back all that a run has leased, for any other: it ends for reasons of its own."""
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
-                f"{GIVE_BACK}WHERE state = 'leased' AND (spec_id, image_id) IN ("
+                f"{GIVE_BACK}, run_id = NULL "
+                " WHERE state = 'leased' AND (spec_id, image_id) IN ("
                 "  SELECT spec_id, image_id FROM patchstore.extraction"
                 "   WHERE run_id = :run AND state = 'leased'"
                 "   ORDER BY image_id, spec_id FOR UPDATE)"

@@ -126,7 +126,7 @@ def _delete_images(engine: Engine, after: int, deleted: dict[str, int]) -> int |
         images = list(found.scalars())
         if not images:
             return None
-        lock_images(connection, images)
+        lock_images(connection, images)  # first, as writers do: both lock the image after that
         for name, statement in _PRUNE.items():
             deleted[name] += connection.execute(text(statement), {"images": images}).rowcount
         return int(images[-1])
@@ -229,7 +229,7 @@ SELECT i.id FROM patchstore.image i
  WHERE i.id > :after AND {UNSHOWN}
    AND NOT EXISTS (SELECT FROM patchstore.extraction e
                     WHERE e.image_id = i.id AND e.state = 'leased' AND NOT ({FREE}))
- ORDER BY i.id LIMIT :limit FOR UPDATE
+ ORDER BY i.id LIMIT :limit
 """
 
 _PRUNE = {

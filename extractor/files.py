@@ -114,8 +114,10 @@ def file_status(uri: str) -> FileStatus:
 
 def status_of(found: os.stat_result) -> FileStatus:
     """Of a local file."""
-    # The inode's change time cannot be set back by copying with preserved times.
-    return FileStatus(found.st_size, f"{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_size}")
+    # The inode's change time cannot be set back by copying with preserved times, and its number
+    # tells files apart whose folders, or a link to them, have changed places.
+    times = f"{found.st_mtime_ns}-{found.st_ctime_ns}"
+    return FileStatus(found.st_size, f"{times}-{found.st_size}-{found.st_ino}")
 
 
 def object_status(info: Mapping[str, Any]) -> FileStatus:

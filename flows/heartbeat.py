@@ -7,7 +7,7 @@ from contextvars import copy_context
 
 from sqlalchemy import Connection, Engine
 
-from db.engine import first_line, is_lost
+from db.engine import first_line, is_lost, store_errors
 from db.ledger import renew_leases, show_alive
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,12 @@ class Heartbeat:
         )
 
     def __enter__(self) -> "Heartbeat":
-        self._connect()
+        try:
+            with store_errors():
+                self._connect()
+        except BaseException:
+            self._drop()  # the session may hold the lock already
+            raise
         self._thread.start()
         return self
 

@@ -133,7 +133,8 @@ class FolderSource(Source):
     def _walk(self) -> Iterator[FoundFile]:
         for folder, subfolders, names in os.walk(self._path, onerror=self._note_unlisted):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
+            # A set, for a file that is replaced meanwhile may be listed twice (POSIX, readdir).
+            for name in sorted({name for name in names if not name.startswith(".")}):
                 path = Path(folder, name)
                 try:
                     if not looks_like_image(path):
@@ -272,6 +273,8 @@ def _found(path: Path) -> FoundFile:
     uri = uri_of(path)
     try:
         stat = path.stat()
+    except FileNotFoundError:  # what it showed is not to be had by looking again
+        return FoundFile(uri, 0, "", "no such file: a link that leads nowhere, or deleted just now")
     except OSError as error:
         return _unreadable(uri, error)
     if not path.is_file():

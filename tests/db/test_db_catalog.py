@@ -1,11 +1,13 @@
 """What a scan makes of the files it sees."""
 
+import hashlib
 import threading
 from datetime import timedelta
 
 import pytest
 
 from db import catalog, reports
+from db.catalog import SeenFile
 
 
 def counted(counts):
@@ -176,3 +178,69 @@ def test_two_scans_of_one_folder_at_once_agree(store, spec):
     assert errors == []
     assert store.scalar("SELECT count(*) FROM patchstore.image_location") == 200
     assert store.scalar("SELECT count(*) FROM patchstore.extraction") == 50
+
+
+INNER, OUTER = "file:///ne/in", "file:///ne"
+BEFORE = {f"{INNER}/0": "1", f"{INNER}/1": "2"}
+
+
+def shown(store, spec) -> set[str]:
+    """The contents that searches show."""
+    rows = store.sql(
+        "SELECT i.sha256 FROM patchstore.extraction e JOIN patchstore.image i ON i.id = e.image_id "
+        "WHERE e.visible AND e.spec_id = :spec",
+        spec=spec.id,
+    )
+    digests = {bytes(digest) for (digest,) in rows}
+    return {name for name in "1234" if hashlib.sha256(name.encode()).digest() in digests}
+
+
+def test_what_a_source_around_another_finds_changed_or_gone_is_not_shown_by_that(store):
+    spec = store.spec()
+    store.ingest(spec, BEFORE, root=INNER)
+    store.ingest(spec, {f"{INNER}/0": "3"}, root=OUTER)
+    assert shown(store, spec) == {"3"}
+    store.ingest(spec, {f"{INNER}/0": "3"}, root=INNER)
+    assert shown(store, spec) == {"3"}
+
+
+def test_what_a_source_inside_another_finds_changed_or_gone_is_not_shown_by_that(store):
+    spec = store.spec()
+    elsewhere = {f"{OUTER}/2": "4"}
+    store.ingest(spec, BEFORE | elsewhere, root=OUTER)
+    store.ingest(spec, {f"{INNER}/0": "3"}, root=INNER)
+    assert shown(store, spec) == {"3", "4"}
+
+
+@pytest.mark.parametrize("outer", [{}, {f"{OUTER}/2": "4"}])
+def test_what_a_source_does_not_list_of_another_is_shown_by_that(store, outer):
+    spec = store.spec()
+    store.ingest(spec, BEFORE, root=INNER)  # a link leads there, which the one around passes by
+    store.ingest(spec, outer, root=OUTER)
+    assert shown(store, spec) == {"1", "2", *outer.values()}
+
+
+def test_what_cannot_be_read_by_one_source_is_shown_by_another(store):
+    spec = store.spec()
+    store.ingest(spec, BEFORE, root=INNER)
+    store.ingest(spec, {f"{INNER}/0": None, f"{INNER}/1": "2"}, root=OUTER)
+    assert shown(store, spec) == {"1", "2"}
+
+
+def test_content_that_was_gone_is_not_shown_again_under_another_spec(store):
+    first, second = store.spec("first"), store.spec("second")
+    for spec in (first, second):
+        store.ingest(spec, {"a": "1"})
+    store.scan(first, {})
+    store.ingest(first, {"a": "2"})
+    assert shown(store, first) == {"2"}
+    assert shown(store, second) == set()
+
+
+def test_a_file_that_is_known_to_hold_no_image_does_not_show_what_it_held(store):
+    spec = store.spec()
+    store.ingest(spec, {"a": "1"})
+    seen = SeenFile("a", 0, "", None, error="no such file: a link that leads nowhere")
+    source, started = store.source(), catalog.start_scan(store.engine)
+    catalog.record_files(store.engine, source, spec, [seen], started)
+    assert shown(store, spec) == set()

@@ -7,6 +7,7 @@ import pytest
 
 from db import catalog, ledger, reports
 from db.catalog import SeenFile
+from db.ledger import Reached
 
 
 @pytest.fixture
@@ -122,7 +123,6 @@ def test_what_a_run_gives_back_was_no_attempt_and_what_it_has_done_stays(store, 
     ledger.give_back(store.engine, run)
     assert states(store) == {"done": 1, "pending": 1, "leased": 1}
     assert store.scalar("SELECT attempts FROM patchstore.extraction WHERE state = 'pending'") == 0
-    assert store.lease(spec, run) == []
 
 
 def test_an_image_is_read_where_it_was_seen_last(store, spec):
@@ -351,3 +351,41 @@ def wait_for_death(store):
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
     ):
         continue
+
+
+def test_what_a_later_run_gave_back_is_not_handed_to_an_earlier_one(store):
+    spec = store.spec()
+    store.scan(spec, {"a": "1"})
+    earlier, later = store.run(spec), store.run(spec)
+    for run, leased in ((earlier, 1), (later, 1), (earlier, 0), (later, 0)):
+        leases = store.lease(spec, run)
+        assert len(leases) == leased
+        for lease in leases:
+            ledger.release_image(store.engine, lease)
+
+
+def test_what_a_run_that_ends_gives_back_is_for_any_other(store):
+    spec = store.spec()
+    store.scan(spec, {"a": "1"})
+    earlier, later = store.run(spec), store.run(spec)
+    store.lease(spec, later)
+    ledger.give_back(store.engine, later)
+    assert len(store.lease(spec, earlier)) == 1
+
+
+def test_a_file_that_did_not_hold_what_was_leased_is_opened_by_the_next_scan(store):
+    spec = store.spec()
+    store.scan(spec, {"a": "1"})
+    (lease,) = store.lease(spec)
+    ledger.release_image(store.engine, lease)
+    assert catalog.known_files(store.engine, store.source(), ["a"])["a"].mark == ""
+
+
+def test_a_lease_whose_file_another_scan_finds_gone_still_says_where_it_was(store):
+    spec = store.spec()
+    store.scan(spec, {"a": "1"})
+    run = store.run(spec)
+    store.lease(spec, run)
+    store.scan(spec, {})
+    (found,) = ledger.find_leases(store.engine, spec, store.source(), run, Reached())
+    assert found.uri == "a"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from extractor.files import file_status
 from extractor.images import DEFAULT_MAX_PIXELS, read_size
 from extractor.uris import path_of, uri_of
 from flows.errors import SourceError
@@ -58,7 +59,7 @@ def test_a_file_without_suffix_counts_by_its_first_bytes(folder: Path) -> None:
 def test_a_dangling_link_is_reported_and_not_dropped(folder: Path) -> None:
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     (file,) = FolderSource(folder).files()
-    assert file.error == "cannot be read: No such file or directory"
+    assert file.error == "no such file: a link that leads nowhere, or deleted just now"
 
 
 def test_a_pipe_with_an_image_name_is_reported_and_never_opened(folder: Path) -> None:
@@ -146,3 +147,19 @@ def test_a_file_is_looked_at_without_holding_it_in_memory(
     seen = look(source, file, DEFAULT_MAX_PIXELS)
     assert (seen.sha256, seen.size_bytes) == (hashlib.sha256(content).digest(), len(content))
     assert (seen.width, seen.height) == read_size(content)
+
+
+def test_files_that_change_places_with_their_folders_have_other_marks(folder: Path) -> None:
+    for name in ("left", "right"):
+        (folder / name).mkdir()
+        (folder / name / "0.bmp").write_bytes(b"same")
+        os.utime(folder / name / "0.bmp", ns=(0, 0))
+    latest = folder / "latest.bmp"
+    latest.symlink_to(folder / "left" / "0.bmp")
+    left = file_status(uri_of(latest)).mark
+    latest.unlink()
+    latest.symlink_to(folder / "right" / "0.bmp")
+    right = file_status(uri_of(latest)).mark
+    times = slice(0, 1)  # the change times may differ by a tick
+    assert left.split("-")[times] == right.split("-")[times]
+    assert left.split("-")[-1] != right.split("-")[-1]
