@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -153,6 +154,7 @@ class PatchstoreClient:
 
     Every method raises ConnectionFailed, and ProblemError where the service refuses. `timeout` is
     in seconds, for each step of a request; `transport` is httpx's, for tests.
+    Raises ValueError for a token that is none.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class PatchstoreClient:
         timeout: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        headers = {} if token is None else {"Authorization": f"Bearer {_checked(token)}"}
         self._http = httpx.Client(
             base_url=base_url, headers=headers, timeout=timeout, transport=transport
         )
@@ -234,8 +236,9 @@ class PatchstoreClient:
         if vector is not None:
             options["vector"] = _numbers(vector)
         elif place is not None:
-            at = {"uri": place[0]} if isinstance(place[0], str) else {"image_id": int(place[0])}
-            options["place"] = {**at, "x": int(place[1]), "y": int(place[2])}
+            image_at, x, y = place
+            at = {"uri": image_at} if isinstance(image_at, str) else {"image_id": index(image_at)}
+            options["place"] = {**at, "x": index(x), "y": index(y)}
         else:
             options["patch_id"] = patch_id
         given = {name: _plain(value) for name, value in options.items() if value is not None}
@@ -366,13 +369,21 @@ def _numbers(vector: Any) -> list[float]:
     return numbers
 
 
+def _checked(token: str) -> str:
+    """A token without the end of its line. What else a header cannot hold is not to be printed."""
+    token = token.strip()
+    if not (token.isascii() and token.isprintable() and token):
+        raise ValueError("the token is empty or holds what no token does; give it and nothing else")
+    return token
+
+
 def _plain(value: Any) -> Any:
     """A number of numpy's as Python's own."""
     return value.item() if hasattr(value, "item") else value
 
 
 def _whole(numbers: Sequence[int] | None) -> list[int] | None:
-    return None if numbers is None else [int(number) for number in numbers]
+    return None if numbers is None else [index(number) for number in numbers]
 
 
 def _as_text(name: str, value: Any) -> str:

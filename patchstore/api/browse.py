@@ -113,10 +113,11 @@ async def images(
         prefix=prefix,
         filter=metadata,
         after=after,
-        limit=limit,
+        limit=limit + 1,  # whether there are more
     )
-    more = rows[-1].image_id if len(rows) == limit else None
-    return ImagesOut(images=[_image(row) for row in rows], next=more)
+    page = rows[:limit]
+    more = page[-1].image_id if len(rows) > limit else None
+    return ImagesOut(images=[_image(row) for row in page], next=more)
 
 
 def _images(service: Service, spec: str | None, **narrowed: Any) -> list[browse.ImageRow]:

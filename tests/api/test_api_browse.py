@@ -60,6 +60,10 @@ def test_pages_of_images_hold_each_image_once(http, shelf) -> None:
     assert seen == sorted(shelf.ids.values())
 
 
+def test_the_last_page_of_images_says_so_also_where_it_is_full(http, shelf) -> None:
+    assert get(http, "/v1/images", limit=len(shelf.ids))["next"] is None
+
+
 def test_images_are_found_by_the_beginning_of_their_uri(http, shelf) -> None:
     uri = str(shelf.path("2.png"))
     (image,) = get(http, "/v1/images", prefix=uri)["images"]

@@ -361,11 +361,30 @@ def test_a_service_that_cannot_be_reached_is_one_kind_of_error(error: Exception)
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("token", ["", "se\ncret", "secr\u00e4t"])
+def test_what_is_no_token_is_refused_and_not_printed(token: str) -> None:
+    with pytest.raises(ValueError, match="the token is empty or holds what no token does"):
+        PatchstoreClient(token=token)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [{"image": b"x", "region": (0.5, 0, 9, 9)}, {"place": (1, 0.7, 0)}, {"place": (1, 0, 0, 0)}],
+)
+def test_no_other_place_is_asked_about_than_was_given(
+    open_client: Open, question: dict[str, Any]
+) -> None:
+    client, service = open_client()
+    with pytest.raises((TypeError, ValueError)):
+        client.search(**question)
+    assert service.requests == []
+
+
 def test_the_token_goes_with_every_request_and_into_no_text() -> None:
     service = Service({"specs": []})
     transport = httpx.MockTransport(service)
     with PatchstoreClient(
-        "https://host/base/", token="secret-token", transport=transport
+        "https://host/base/", token="secret-token\n", transport=transport
     ) as client:
         client.specs()
         assert "secret-token" not in repr(client)
