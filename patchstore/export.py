@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import Engine
 
 from db.reports import patch_matrix
+from db.search import check_built
 from db.specs import StoredSpec
 
 from .errors import PatchstoreError
@@ -56,7 +57,11 @@ def write_matrix(engine: Engine, spec: StoredSpec, path: Path) -> int:
     `.npz` holds `vectors` float32 (N, D), `boxes` int32 (N, 4), `uris` (N,); `.parquet` the columns
     `uri`, `x`, `y`, `width`, `height`, `vector`, written in stretches. The file appears under its
     name when it is whole.
+
+    Raises:
+        SpecBuilding: nothing is searchable yet, for the first images are still being computed.
     """
+    check_built(engine, spec)
     write = _write_npz if path.suffix == ".npz" else _write_parquet
     with whole_file(path) as partial:
         return write(engine, spec, partial)

@@ -222,6 +222,8 @@ def _invalid(error: RequestValidationError) -> Problem:
         rule = "query_finite"
     if kind == "json_invalid":
         rule = "body_invalid"
+    if kind == "extra_forbidden":  # whatever it holds: it has no place in this question
+        rule = "arrangement_of_vector" if field == "consistent" else "request_invalid"
     where = f"{first['field']}: " if first["field"] else ""
     return Problem(rule, where + _lower(first["message"]), errors=found[:20])
 

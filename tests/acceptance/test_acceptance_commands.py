@@ -182,6 +182,19 @@ def test_an_exported_vector_finds_its_patch(command: Any, ingested: Path, tmp_pa
     assert (hits[0]["uri"], hits[0]["box"]) == (str(uris[5]), boxes[5].tolist())
 
 
+def test_a_spec_that_is_building_is_not_exported(
+    command: Any, store: Engine, spec: StoredSpec, tmp_path: Path
+) -> None:
+    from db.catalog import SeenFile, open_source, record_files, start_scan
+
+    source, started = open_source(store, "/p"), start_scan(store)
+    record_files(store, source, spec, [SeenFile("/p/a", 1, "m", b"\1" * 32, 9, 9)], started)
+    refused = command("export", "--spec", "tiny", "--to", tmp_path / "m.npz")
+    assert refused.code == 1
+    assert "is still building" in refused.err
+    assert list(tmp_path.glob("m*")) == []
+
+
 def test_parquet_and_npz_hold_the_same(command: Any, ingested: Path, tmp_path: Path) -> None:
     for suffix in ("npz", "parquet"):
         assert command("export", "--spec", "tiny", "--to", tmp_path / f"m.{suffix}").code == 0

@@ -233,6 +233,8 @@ DIM = 512
         (422, "request_invalid", {"patch_id": 1, "vector": [1.0]}),
         (422, "request_invalid", {"patch_id": 1, "vector": None}),
         (422, "request_invalid", {"patch_id": 1, "kk": 3}),
+        (422, "request_invalid", {"patch_id": 1, "region": [0, 0, 9, 9]}),
+        (422, "arrangement_of_vector", {"patch_id": 1, "consistent": True}),
         (422, "request_invalid", {"patch_id": 1, "prefix": "\0"}),
         (422, "request_invalid", {"patch_id": "1"}),
     ],
