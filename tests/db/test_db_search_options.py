@@ -573,6 +573,18 @@ def test_a_query_that_cannot_be_compared_breaks_a_rule_with_a_name(world, query,
         assert refused(world, f"SELECT * FROM patchstore.{call}") == ("22023", rule), call
 
 
+def test_no_array_of_queries_is_refused_as_no_query_is(world):
+    call = "similar_patches_many('indexed', NULL)"
+    assert refused(world, f"SELECT * FROM patchstore.{call}") == ("22023", "query_null")
+
+
+@pytest.mark.parametrize("queries", ["'[5:6]={{{0},{0}}}'", "ARRAY[ARRAY[{1}], ARRAY[{1}]]"])
+def test_an_array_of_queries_may_have_any_bounds(world, queries):
+    array = queries.format('"[1,1,1,1,1,1,1,1]"', ONES)
+    found = rows(world, f"SELECT query FROM patchstore.similar_patches_many('plain', {array}, 3)")
+    assert [row.query for row in found] == [1, 1, 1, 2, 2, 2]
+
+
 def test_a_query_of_no_numbers_is_refused_by_its_type(world):
     for value in ("[NaN,1,1,1,1,1,1,1]", "[Infinity,1,1,1,1,1,1,1]"):
         state, _ = refused(world, f"SELECT * FROM patchstore.similar_patches('plain', '{value}')")
@@ -601,6 +613,7 @@ def test_a_spec_that_is_still_building_says_so(store):
         assert refusal.value.rule == "spec_building"
     for call in (
         f"similar_patches_many('young', ARRAY[{ONES}])",
+        "similar_patches_many('young', '{}')",
         "similar_to_patch('young', 'a', 0, 0)",
     ):
         state = refused(store, f"SELECT * FROM patchstore.{call}")
