@@ -418,11 +418,12 @@ SELECT o.id, i.prefix
 
 _HIDE_OUTDATED = f"""
 UPDATE patchstore.image_location l SET vanished_at = clock_timestamp()
-  FROM (SELECT t.id FROM patchstore.image_location t
-         WHERE t.source_id = ANY (:others) AND t.vanished_at IS NULL AND t.last_seen < :started
-           AND EXISTS (SELECT FROM unnest(CAST(:others AS integer[]), CAST(:prefixes AS text[]))
-                            AS other(id, prefix)
-                        WHERE other.id = t.source_id AND starts_with(t.uri, other.prefix))
+  FROM (SELECT t.id
+          FROM unnest(CAST(:others AS integer[]), CAST(:prefixes AS text[]))
+               AS other(source, prefix)
+          JOIN patchstore.image_location t
+            ON t.source_id = other.source AND starts_with(t.uri, other.prefix)
+         WHERE t.vanished_at IS NULL AND t.last_seen < :started
            AND NOT EXISTS (
                SELECT FROM patchstore.image_location n
                 WHERE n.source_id = :source AND n.uri = t.uri AND n.vanished_at IS NULL

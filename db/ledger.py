@@ -48,10 +48,13 @@ FREE = f"""
                           OR run_id IS NULL OR run_id NOT IN ({LIVE_RUNS}))
 """
 
-# What a run may lease of its source: nothing that it gave back itself, or a later run did. Two that
-# overlap would hand it to each other without end.
+# What a run may lease of its source: nothing that it gave back itself, nor what a later run did
+# that still goes on. The two would hand it to each other without end.
 WAITING = """
-    e.spec_id = :spec AND e.state = 'pending' AND coalesce(e.run_id, 0) < :run
+    e.spec_id = :spec AND e.state = 'pending'
+    AND (e.run_id IS NULL OR e.run_id <> :run AND NOT EXISTS (
+         SELECT FROM patchstore.ingest_run r
+          WHERE r.id = e.run_id AND r.id > :run AND r.state = 'running'))
     AND EXISTS (SELECT FROM patchstore.image_location l
                  WHERE l.image_id = e.image_id AND l.source_id = :source AND l.vanished_at IS NULL)
 """
@@ -415,12 +418,11 @@ def release_image(engine: Engine, lease: Lease) -> None:
 
 
 def give_back(engine: Engine, run_id: int) -> None:
-    """Gives back all that a run has leased, for any other: it ends for reasons of its own."""
+    """Gives back all that a run has leased, as `release_image`: it ends for reasons of its own."""
     with store_errors(), engine.begin() as connection:
         connection.execute(
             text(
-                f"{GIVE_BACK}, run_id = NULL "
-                " WHERE state = 'leased' AND (spec_id, image_id) IN ("
+                f"{GIVE_BACK}WHERE state = 'leased' AND (spec_id, image_id) IN ("
                 "  SELECT spec_id, image_id FROM patchstore.extraction"
                 "   WHERE run_id = :run AND state = 'leased'"
                 "   ORDER BY image_id, spec_id FOR UPDATE)"

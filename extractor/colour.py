@@ -96,18 +96,14 @@ def _has_key_colour(image: Image.Image) -> bool:
 def _grey_range(image: Bands) -> _Range:
     """Which values of wide grey become black and white."""
     low, high = _declared_range(image) or _usual_range(image)
-    return (
-        (high, low)
-        if _tags(image).get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
-        else (low, high)
-    )
+    is_negative = _tags(image).get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
+    return (high, low) if is_negative else (low, high)
 
 
 def _declared_range(image: Bands) -> _Range | None:
     if image.mode.startswith("I;16"):
-        bits = _tags(image).get(BITSPERSAMPLE, (16,))[
-            0
-        ]  # Pillow gives the 12 of a TIFF as they are
+        # Pillow gives the 12 of a TIFF as they are.
+        bits = _tags(image).get(BITSPERSAMPLE, (16,))[0]
         return 0.0, 2.0**bits - 1
     if image.mode == "I" and getattr(image, "format", None) == "PPM":
         return 0.0, 65535.0  # to which Pillow has scaled whatever maximum the file declares

@@ -60,6 +60,16 @@ def spec(store: Engine) -> StoredSpec:
     return register(store, "tiny", resolve(recipe))
 
 
+@pytest.fixture
+def building(store: Engine, spec: StoredSpec) -> StoredSpec:
+    """The spec with an image that waits to be computed, and nothing to be searched."""
+    from db.catalog import SeenFile, open_source, record_files, start_scan
+
+    source, started = open_source(store, "/p"), start_scan(store)
+    record_files(store, source, spec, [SeenFile("/p/a", 1, "m", b"\1" * 32, 9, 9)], started)
+    return spec
+
+
 def patchstore(*arguments: object, **environment: str) -> Outcome:
     """`patchstore ARGUMENTS` as a process of its own."""
     import os

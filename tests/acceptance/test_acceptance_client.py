@@ -142,13 +142,11 @@ def test_refusals_are_errors_by_kind(client: PatchstoreClient) -> None:
         client.image(10**9)
 
 
-def test_a_spec_that_is_building_says_when_to_ask_again(store: Engine, spec: StoredSpec) -> None:
-    from db.catalog import SeenFile, open_source, record_files, start_scan
-
-    source, started = open_source(store, "/p"), start_scan(store)
-    record_files(store, source, spec, [SeenFile("/p/a", 1, "m", b"\1" * 32, 9, 9)], started)
+def test_a_spec_that_is_building_says_when_to_ask_again(
+    store: Engine, building: StoredSpec
+) -> None:
     with serving(store) as url, PatchstoreClient(url) as client, pytest.raises(NotReady) as early:
-        client.search(vector=np.ones(spec.dim))
+        client.search(vector=np.ones(building.dim))
     assert (early.value.status, early.value.rule) == (409, "spec_building")
     assert early.value.retry_after_s is not None
 

@@ -183,13 +183,9 @@ def test_an_exported_vector_finds_its_patch(command: Any, ingested: Path, tmp_pa
 
 
 def test_a_spec_that_is_building_is_not_exported(
-    command: Any, store: Engine, spec: StoredSpec, tmp_path: Path
+    command: Any, building: StoredSpec, tmp_path: Path
 ) -> None:
-    from db.catalog import SeenFile, open_source, record_files, start_scan
-
-    source, started = open_source(store, "/p"), start_scan(store)
-    record_files(store, source, spec, [SeenFile("/p/a", 1, "m", b"\1" * 32, 9, 9)], started)
-    refused = command("export", "--spec", "tiny", "--to", tmp_path / "m.npz")
+    refused = command("export", "--spec", building.name, "--to", tmp_path / "m.npz")
     assert refused.code == 1
     assert "is still building" in refused.err
     assert list(tmp_path.glob("m*")) == []

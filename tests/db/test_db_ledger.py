@@ -123,6 +123,7 @@ def test_what_a_run_gives_back_was_no_attempt_and_what_it_has_done_stays(store, 
     ledger.give_back(store.engine, run)
     assert states(store) == {"done": 1, "pending": 1, "leased": 1}
     assert store.scalar("SELECT attempts FROM patchstore.extraction WHERE state = 'pending'") == 0
+    assert store.lease(spec, run) == []
 
 
 def test_an_image_is_read_where_it_was_seen_last(store, spec):
@@ -369,6 +370,7 @@ def test_what_a_run_that_ends_gives_back_is_for_any_other(store):
     store.scan(spec, {"a": "1"})
     earlier, later = store.run(spec), store.run(spec)
     store.lease(spec, later)
+    ledger.finish_run(store.engine, later, "failed", None)
     ledger.give_back(store.engine, later)
     assert len(store.lease(spec, earlier)) == 1
 

@@ -98,7 +98,8 @@ def test_a_name_that_is_not_utf8_gets_a_uri_that_can_be_stored(folder: Path) -> 
 
 def test_a_missing_folder_and_a_file_are_refused_by_name(folder: Path) -> None:
     with pytest.raises(
-        SourceError, match=r"nothing does not exist; expected .* patchstore forget\)"
+        SourceError,
+        match=r"nothing does not exist; expected a folder with images \(.*: patchstore forget\)$",
     ):
         FolderSource(folder / "nothing")
     (folder / "a.jpg").write_bytes(b"x")
