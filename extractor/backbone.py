@@ -73,8 +73,10 @@ class Backbone:
     def exported(self, side: int, runtime: str) -> ExportedNetwork:
         """The folded network run by another runtime than torch. Raises DeviceError."""
         if (side, runtime) not in self._exported:
-            network = ExportedNetwork(self.folded(side), side, runtime, self.export_folder)
-            self._exported[side, runtime] = network
+            cells = self.cells if isinstance(self.network, DenseNetwork) else None
+            self._exported[side, runtime] = ExportedNetwork(
+                self.folded(side), side, runtime, self.export_folder, cells
+            )
         return self._exported[side, runtime]
 
     @property

@@ -106,6 +106,14 @@ def share_cores(teams: int) -> None:
     use_cores(max(1, _CORES // teams))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether what failed may work with less at once: no two allocators say so alike."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in said for words in ("allocate memory", "failed to allocate", "out of memory")
+    )
+
+
 def utilization(device: torch.device) -> float | None:
     """Read the share of the last moment in which a CUDA device was running a kernel, 0 to 1.
 

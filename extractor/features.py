@@ -31,6 +31,7 @@ from .device import (
     check_device_precision,
     check_runtime,
     choose_device,
+    is_out_of_memory,
     share_cores,
 )
 from .errors import Abandoned, DegenerateFeatures, DeviceError, ImageError, SpecError, one_line
@@ -133,7 +134,7 @@ class FeatureExtractor:
 
         Raises:
             ImageError: when pixels are not of this shape, dtype, or their grid's size.
-            torch.OutOfMemoryError: when the device cannot hold a single patch.
+            Exception: of the runtime's own, as where there is no memory for a single patch.
         """
         return self.begin(images)()
 
@@ -299,7 +300,8 @@ class FeatureExtractor:
             owners = windows.owner[batch].tolist()
             return self._cutter.cut([tensors[i] for i in owners], windows.boxes[batch].tolist())
 
-        size = network.share(self.batch_size)
+        at_once = self.batch_size
+        size = network.share(at_once)
         passes = [
             network.start(cut, slice(start, start + size)) for start in range(0, len(windows), size)
         ]
@@ -307,9 +309,14 @@ class FeatureExtractor:
         def fetched() -> NDArray[np.float32]:
             try:
                 return np.concatenate([each.result().numpy() for each in passes])
+            except Exception as error:
+                with self._turn:
+                    if self.batch_size == at_once:  # not halved since
+                        self._shrink(error, at_once)
             finally:  # where one failed, nobody waits for the others
                 for each in passes:
                     each.cancel()
+            return self._streamed(network, windows)()
 
         return fetched
 
@@ -332,8 +339,8 @@ class FeatureExtractor:
                     boxes = windows.boxes[batch].tolist()
                     patches = self._cutter.cut([held[i] for i in owners], boxes)
                     fetched = self._transfers.to_host(self.forward(patches))
-                except torch.OutOfMemoryError:
-                    self._shrink(self._size(len(owners)))
+                except Exception as error:
+                    self._shrink(error, self._size(len(owners)))
                     continue
             yield batch, fetched
             start = batch.stop
@@ -348,8 +355,8 @@ class FeatureExtractor:
                     pooled = dense.pooled(windows.images, windows.owner, windows.boxes)
                     with self._arithmetic():
                         vectors: NDArray[np.float32] = self._network.vectors(pooled).cpu().numpy()
-                except torch.OutOfMemoryError:
-                    if not dense.shrink():
+                except Exception as error:
+                    if not (is_out_of_memory(error) and dense.shrink()):
                         raise
                     log.warning("%s is out of memory, tiles are now of %d", self.device, dense.tile)
                     self._free()
@@ -418,10 +425,10 @@ class FeatureExtractor:
     def _arithmetic(self) -> AbstractContextManager[object]:
         return arithmetic(self.way, self.device)
 
-    def _shrink(self, patches: int) -> None:
-        """Halve the batch after a pass over `patches` ran out of memory; called while handling."""
-        if patches <= 1:
-            raise
+    def _shrink(self, error: Exception, patches: int) -> None:
+        """Halve the batch after a pass over `patches` ran out of memory; else raise the error."""
+        if patches <= 1 or not is_out_of_memory(error):
+            raise error
         self.batch_size = max(1, patches // 2)
         log.warning("%s is out of memory, batch_size is now %d", self.device, self.batch_size)
         self._free()

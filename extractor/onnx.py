@@ -14,13 +14,13 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .device import MNN, ONNX, OPENVINO, use_cores
+from .device import MNN, ONNX, OPENVINO, is_out_of_memory, use_cores
 from .errors import DeviceError, one_line
 from .network import DenseNetwork, difference, main_part
 from .sessions import Session, open_session
@@ -49,7 +49,12 @@ class ExportedNetwork:
     """
 
     def __init__(
-        self, network: nn.Module, side: int, runtime: str, export_folder: Path | None = None
+        self,
+        network: nn.Module,
+        side: int,
+        runtime: str,
+        export_folder: Path | None = None,
+        cells: Callable[[int], int] | None = None,
     ) -> None:
         """Export a network, which takes seconds, unless that was done before.
 
@@ -60,27 +65,59 @@ class ExportedNetwork:
             side: S; of a dense network, of what it is tried on.
             runtime: one of `device.EXPORTED`.
             export_folder: where this network's export is kept, see `export_folder`; None: nowhere.
+            cells: of a dense network, tells how many a side of so many pixels has.
 
         Raises:
             DeviceError: it cannot be exported, or not be run.
         """
-        opener = _Opener(network, side, runtime)
-        try:
-            self._session = _kept(opener, export_folder) or _exported(opener, export_folder)
-        except Exception as error:  # exporting runs a network's own Python: anything may come out
-            raise DeviceError(f"{runtime} cannot run this network: {one_line(error)}") from error
+        self._opener = _Opener(network, side, runtime)
+        self._folder = export_folder
+        self._cells = cells
+        self._opening = Lock()
+        self._reason = ""  # why the last session failed
+        self._session: Session | None = self._open()
+        # How many batches are to run at once for all cores to be at work.
+        self.streams = self._session.streams
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Run normalised patches, float32 (N, 3, S, S) channels last, to vectors (N, D).
 
         A dense network's rectangles (N, 3, H, W) to feature maps (N, C, h, w).
-        """
-        return _run(self._session, patches)
 
-    @property
-    def streams(self) -> int:
-        """How many batches are to run at once for all cores to be at work."""
-        return self._session.streams
+        Raises:
+            DeviceError: it fails; the next call opens the network again.
+        """
+        with self._opening:
+            session = self._session = self._session or self._open()
+        try:
+            found = _run(session, patches)
+            self._check_size(patches, found)
+        except Exception as error:
+            self._reason = "out of memory" if is_out_of_memory(error) else one_line(error)
+            if self._session is session:
+                self._session = None
+        else:
+            if self._session is session:  # no other thread has broken it meanwhile
+                return found
+        del session  # which the error's traceback would keep in memory
+        raise DeviceError(f"a pass of {self._opener.runtime} failed: {self._reason}")
+
+    def _open(self) -> Session:
+        opener, folder = self._opener, self._folder
+        try:
+            return _kept(opener, folder) or _exported(opener, folder)
+        except Exception as error:  # exporting runs a network's own Python: anything may come out
+            raise DeviceError(
+                f"{opener.runtime} cannot run this network: {one_line(error)}"
+            ) from error
+
+    def _check_size(self, patches: Tensor, found: Tensor) -> None:
+        """Without memory OpenVINO may give what it has of an earlier pass, and no error."""
+        whole = len(found) == len(patches)
+        if self._cells is not None:
+            whole = whole and found.shape[2:] == tuple(map(self._cells, patches.shape[2:]))
+        if not whole:
+            raise MemoryError
 
     def share(self, patches: int) -> int:
         """Of so many patches that may be computed at once, how many are one stream's."""
@@ -172,17 +209,17 @@ class _Opener:
     def __init__(self, network: nn.Module, side: int, runtime: str) -> None:
         self.network = network
         self.side = side
-        self._runtime = runtime
+        self.runtime = runtime
 
     def open(self, file: Path) -> Session:
         """The session of an export. Raises ValueError unless it gives what the network gives."""
         session = open_session(
-            self._runtime,
+            self.runtime,
             file,
             threads=torch.get_num_threads(),
             most_streams=_DENSE_STREAMS if isinstance(self.network, DenseNetwork) else None,
         )
-        tolerance = _TOLERANCE[self._runtime]
+        tolerance = _TOLERANCE[self.runtime]
         generator = torch.Generator().manual_seed(0)
         for shape in _tried_shapes(self.network, self.side):
             noise = torch.randn(shape, generator=generator)

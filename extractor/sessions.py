@@ -36,7 +36,8 @@ class Session:
     """An opened network.
 
     Attributes:
-        run: computes; any thread may call it.
+        run: computes; any thread may call it. Once it has failed, it is of no use: where memory has
+            run out, OpenVINO gives other values from then on, and MNN crashes.
         streams: how many threads it takes to keep all cores at work, each calling `run`.
     """
 
@@ -76,7 +77,7 @@ def _by_onnx(file: Path, threads: int) -> Session:
     options.enable_mem_pattern = False
     # A thread that waits would take its core from whatever decodes, writes or answers beside it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors: it warns of every optimisation that it leaves out
+    options.log_severity_level = 4  # nothing: it warns of what it leaves out, and raises errors
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def run(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,6 +93,9 @@ import sys, _tools
 file, made = sys.argv[1:]
 _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--modelFile", file, "--MNNModel", made])
 """
+
+
+_RESIZE_STATUS = 3  # of MNN's `SessionInfoCode`; 0: ready
 
 
 def _by_mnn(file: Path, threads: int) -> Session:
@@ -110,12 +114,15 @@ def _by_mnn(file: Path, threads: int) -> Session:
         with turn:
             if given.getShape() != rows.shape:
                 interpreter.resizeTensor(given, rows.shape)
-                interpreter.resizeSession(session)
-            given.copyFrom(tensor(rows))
-            interpreter.runSession(session)
+                interpreter.resizeSession(session)  # which says True whatever comes of it
+            if interpreter.getSessionInfo(session, _RESIZE_STATUS) != 0:
+                raise MemoryError
+            copied = given.copyFrom(tensor(rows))
+            code = interpreter.runSession(session)
             computed = interpreter.getSessionOutput(session)
             output = tensor(np.empty(computed.getShape(), np.float32))
-            computed.copyToHostTensor(output)
+            if code or not copied or not computed.copyToHostTensor(output):
+                raise RuntimeError(f"error {code}")
             return np.array(output.getNumpyData())
 
     return Session(run)

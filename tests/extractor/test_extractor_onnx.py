@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from extractor import onnx, sessions
-from extractor.device import EXPORTED, MNN, ONNX, OPENVINO
+from extractor.device import EXPORTED, MNN, ONNX, OPENVINO, TORCH
 from extractor.errors import DeviceError
 from extractor.network import DenseNetwork
 from extractor.onnx import ExportedNetwork, export_folder, is_exported
@@ -156,11 +157,113 @@ def test_torch_computes_in_one_thread_beside_a_pass_and_in_all_of_them_elsewhere
         assert another.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
 
 
+def fails(_vectors):
+    raise RuntimeError("Failed to allocate 99 bytes\nof memory")
+
+
+@pytest.mark.parametrize("gives", [fails, lambda vectors: vectors[:3]], ids=["error", "stale"])
+def test_a_session_that_failed_is_never_used_again(gives):
+    breaks = ExportedNetwork(network(), SIDE, ONNX)
+    whole, passes = breaks._session, []
+
+    def run(rows):
+        passes.append(len(rows))
+        return gives(whole.run(rows)) if 9 in passes else whole.run(rows)
+
+    breaks._session = sessions.Session(run)
+    same(breaks)
+    with pytest.raises(DeviceError, match=f"a pass of {ONNX} failed: out of memory"):
+        breaks(torch.zeros(9, 3, SIDE, SIDE))
+    same(breaks)
+    assert passes == [3, 9]
+
+
+def test_what_a_session_gives_that_broke_meanwhile_does_not_count():
+    slow, inside, go_on = ExportedNetwork(network(), SIDE, ONNX), Event(), Event()
+    whole = slow._session
+
+    def run(rows):
+        if len(rows) == 9:
+            fails(rows)
+        inside.set()
+        go_on.wait()
+        return whole.run(rows)
+
+    slow._session = sessions.Session(run)
+    with ThreadPoolExecutor(1) as thread:
+        beside = thread.submit(slow, NOISE)
+        inside.wait()
+        with pytest.raises(DeviceError):
+            slow(torch.zeros(9, 3, SIDE, SIDE))
+        go_on.set()
+        with pytest.raises(DeviceError, match="out of memory"):
+            beside.result()
+    same(slow)
+
+
+def test_maps_of_another_size_than_asked_for_do_not_count():
+    dense = DenseNetwork(nn.Conv2d(3, 4, 3), nn.Identity()).eval()
+    dense.seed = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "export", EXPORT)
+        exported = ExportedNetwork(dense, SIDE, ONNX, cells=lambda side: side - 2)
+    whole = exported._session
+    assert exported(NOISE).shape == (3, 4, SIDE - 2, SIDE - 2)
+    exported._session = sessions.Session(lambda rows: whole.run(rows[:, :, 1:]))
+    with pytest.raises(DeviceError, match="out of memory"):
+        exported(NOISE)
+
+
+WITHOUT_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from torch import nn
+from extractor.arrays import DecodedImage
+from extractor.backbone import Backbone
+from extractor.device import EXPORTED
+from extractor.features import FeatureExtractor
+from extractor.grid import spec_grid
+from extractor.spec import FeatureSpec
+
+runtime, folder = sys.argv[1:]
+spec = FeatureSpec(
+    backbone="small", weights="random:0", weights_sha256="0" * 64, patch_size=64, stride=64, dim=64,
+    mean=(0.5,) * 3, std=(1.0,) * 3,
+)
+layers = nn.Conv2d(3, 64, 5), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+network = nn.Sequential(*layers).eval()
+backbone = Backbone(network, 64, "0" * 64, export_folder=Path(folder))
+pixels = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+image = DecodedImage(pixels, spec_grid(spec, 1024, 1024))
+(expected,) = FeatureExtractor(spec, backbone, device="cpu", batch_size=8).extract([image])
+extractor = FeatureExtractor(
+    spec, backbone, device="cpu", runtime=runtime, precision=EXPORTED.get(runtime, "float32"),
+    batch_size=256,
+)
+status = open("/proc/self/status").read()
+used = int(status.split("VmSize:")[1].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + (150 << 20), resource.RLIM_INFINITY))
+begun = [extractor.begin([image]) for _ in range(3)]
+off = max(np.abs(results()[0].vectors - expected.vectors).max() for results in begun)
+print(extractor.batch_size < 256, off < 0.01)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory as Linux does")
+@pytest.mark.parametrize("runtime", [TORCH, *EXPORTED])
+def test_where_memory_runs_out_the_batch_is_halved_and_no_vector_is_another(runtime, kept):
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY, runtime, kept], capture_output=True, text=True
+    )
+    assert told.stdout == "True True\n", told.stderr
+
+
 @pytest.mark.parametrize(
     ("patches", "streams", "share"), [(32, 1, 32), (32, 2, 16), (32, 16, 8), (5, 2, 5)]
 )
 def test_a_streams_share_is_large_enough_to_be_fast(exported, patches, streams, share, monkeypatch):
-    monkeypatch.setattr(ExportedNetwork, "streams", streams)
+    monkeypatch.setattr(exported, "streams", streams)
     assert exported.share(patches) == share
 
 
