@@ -26,6 +26,10 @@ Rectangles = tuple[Sequence[NDArray[np.uint8]], Sequence["Pixels"]]
 Maps = Callable[[Iterable[Rectangles]], Iterable[Tensor]]
 Interval = tuple[int, int]
 
+# A tile as wide as what a cell sees would be computed for that cell alone. In one of 1.5 times that
+# width a third of each side counts: what is larger than a tile is computed 9 times at most.
+_LEAST_TILE = 1.5
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -120,7 +124,8 @@ class DensePass:
             maps: batches of rectangles of equal size, each of one image, uint8 (H, W, 3), to the
                 maps of each batch, float32 (N, C, h, w), in order.
             count: how many cells a side of so many pixels has.
-            tile: side of the largest square that `maps` is given, in pixels.
+            tile: side of the largest square that `maps` is given, in pixels; at least `_LEAST_TILE`
+                times as wide as what a cell sees.
             batch_pixels: how many pixels of several small rectangles go through at once.
             device: where it computes.
         """
@@ -131,14 +136,19 @@ class DensePass:
         self._after = max(field.after, -(-smallest // field.stride))
         self._maps = maps
         self._count = count
-        self.tile = tile
+        self.tile = max(tile, round(_LEAST_TILE * self._seen) * field.stride)
         self._batch_pixels = batch_pixels
         self._device = device
 
     @property
+    def _seen(self) -> int:
+        """The cells of a tile that do not count."""
+        return self._field.before + self._after
+
+    @property
     def smallest_tile(self) -> int:
         """Below this a tile has no cell that counts."""
-        return (self._field.before + self._after + 1) * self._field.stride
+        return (self._seen + 1) * self._field.stride
 
     def shrink(self) -> bool:
         """Halve what goes through at once; False where that is as little as it can be."""
@@ -194,18 +204,18 @@ class DensePass:
 
     def _stretches(self, axis: _Axis) -> Iterator[tuple[Interval, int, int, int]]:
         """Cells of one side; from where and how many pixels are read; how many cells come first."""
-        field = self._field
-        first, end = axis.used()
-        step = max(1, self.tile // field.stride - field.before - self._after)
-        for start in range(first, end, step):
-            stop = min(start + step, end)
-            if not axis.needs(start, stop).any():  # between boxes that are far apart
-                continue
-            skip = min(start, field.before)
-            begin = (start - skip) * field.stride
-            # What is read may end before the image does only where no cell that counts can tell.
-            length = min((stop + self._after) * field.stride, axis.length) - begin
-            yield (start, stop), begin, length, skip
+        stride, before, after = self._field.stride, self._field.before, self._after
+        stop, end = axis.used()
+        # What is read may end before the image does only where no cell that counts can tell.
+        last = min((end + after) * stride, axis.length)
+        while (start := stop) < end:
+            skip = min(start, before)
+            begin = (start - skip) * stride
+            stop = end
+            if last - begin > self.tile:
+                stop = max(start + 1, begin // stride + self.tile // stride - after)
+            if axis.needs(start, stop).any():  # else it is between boxes that are far apart
+                yield (start, stop), begin, min((stop + after) * stride, last) - begin, skip
 
     def _add(self, sums: Tensor, own: Tensor, tile: _Tile, down: _Axis, across: _Axis) -> None:
         """Add a tile's map (C, h, w) to the pairs of rows and columns (R, S, C) that it is part of:

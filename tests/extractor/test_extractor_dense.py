@@ -260,18 +260,40 @@ def test_regions_of_one_picture_are_the_same_in_any_company_and_order(
         close(found, FeatureExtractor(spec(), SMALL).embed(region))
 
 
-def test_nothing_is_computed_between_regions_that_are_far_apart(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("side", "most"), [(90, 1), (400, 9)])
+def test_a_network_that_sees_as_far_as_a_tile_is_wide_is_not_run_for_each_cell(
+    side: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    far = backbone(nn.Sequential(small(), nn.Conv2d(6, 6, 3, padding=8, dilation=8)), 6)
+    pixels = picture(side, side)
+    (whole,) = extract(FeatureExtractor(spec(), far), pixels)
+    extractor = FeatureExtractor(spec(), far, dense_tile=80)
+    seen = counted(extractor, far, monkeypatch)
+    (tiled,) = extract(extractor, pixels)
+    assert sum(seen) <= most * side * side
+    close(tiled, whole)
+
+
+def counted(
+    extractor: FeatureExtractor, network: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """How many pixels each pass is given from now on."""
     seen: list[int] = []
-    maps: Callable[[Tensor], Tensor] = SMALL.network.features
+    maps: Callable[[Tensor], Tensor] = network.network.features
 
     def counting(images: Tensor) -> Tensor:
         seen.append(images.shape[0] * images.shape[2] * images.shape[3])
         return maps(images)
 
-    extractor = FeatureExtractor(spec(), SMALL, dense_tile=40)
     monkeypatch.setattr(extractor, "_run", counting)
+    return seen
+
+
+def test_nothing_is_computed_between_regions_that_are_far_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extractor = FeatureExtractor(spec(), SMALL, dense_tile=40)
+    seen = counted(extractor, SMALL, monkeypatch)
     pixels = picture(400, 40)
     extractor.embed_many([Region(pixels, (0, 0, 16, 16)), Region(pixels, (380, 0, 16, 16))])
     assert sum(seen) < 0.3 * 400 * 40
