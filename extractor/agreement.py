@@ -3,7 +3,8 @@
 A rounding changes a value by up to the unit roundoff u of its type: 2^-8 in bf16, 2^-11 in fp16,
 2^-24 in float32. In the deepest networks some `ROUNDINGS` follow one another; their errors point in
 random directions and add up like a random walk: sqrt(ROUNDINGS) u = 32 u. (Measured over patches of
-photographs: 1 u for a ResNet-18, 5 u for a SqueezeNet, 16 u in bf16 for a MobileNet V2.)
+photographs in bf16: 1 u for a ResNet-18, 8 u for a SqueezeNet; up to 36 u for a MobileNet V2, which
+`auto` leaves in float32.)
 
 In float32 that is not all: sums of up to `TERMS` products are rounded, too, and other kernels add
 in another order; in the lower precisions sums are made in float32. What the choice of a precision

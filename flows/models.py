@@ -16,7 +16,7 @@ from db.settings import StoreSettings
 from db.specs import StoredSpec, record_precision, recorded_precision
 from extractor.arrays import DecodedImage, PatchFeatures
 from extractor.backbone import Backbone, load_backbone
-from extractor.device import EXPORTED, FLOAT32, Way, utilization
+from extractor.device import FLOAT32, Way, utilization
 from extractor.errors import Abandoned, DeviceError, ImageError, one_line
 from extractor.features import FeatureExtractor
 from extractor.precision import check_kind, check_precision
@@ -28,7 +28,7 @@ from .stages import Busy, Clock
 logger = logging.getLogger(__name__)
 
 SAMPLE_PATCHES = 32
-SAMPLE_PATCHES_AN_IMAGE = 4
+SAMPLE_IMAGES = 8
 
 T = TypeVar("T")
 Slot = Callable[[], AbstractContextManager[None]]
@@ -51,13 +51,15 @@ def load(stored: StoredSpec) -> Backbone:
 
 
 def _sample(images: Sequence[DecodedImage]) -> list[DecodedImage]:
-    """A few patches of each of the first images: enough to judge a precision by."""
+    """Patches of the first images to judge a precision by: 32, as many of each, or all there are."""
     sample: list[DecodedImage] = []
     left = SAMPLE_PATCHES
-    for image in images:
+    among = min(len(images), SAMPLE_IMAGES)
+    for number, image in enumerate(images):
         if left <= 0:
             break
-        chosen = np.linspace(0, len(image.grid.boxes) - 1, min(left, SAMPLE_PATCHES_AN_IMAGE))
+        share = -(-left // max(1, among - number))  # what others have too few of, later ones give
+        chosen = np.linspace(0, len(image.grid.boxes) - 1, share)
         rows = np.unique(chosen.astype(int))
         left -= len(rows)
         sample.append(DecodedImage(image.pixels, image.grid.take(rows)))
@@ -182,8 +184,8 @@ class Model:
             raise Abandoned("computing was stopped")
 
     def _fall_back(self, failed: FeatureExtractor, error: Exception) -> FeatureExtractor:
-        """What computes once a runtime that `auto` chose has failed; else raises the error."""
-        chosen = self._auto and failed.way.runtime in EXPORTED
+        """What computes once a way that `auto` chose has failed; else raises the error."""
+        chosen = self._auto and failed.way != Way()
         if isinstance(error, ImageError | Abandoned) or not chosen:
             raise error
         if self._extractor is failed:  # nobody else has come to here first
@@ -222,12 +224,13 @@ class Model:
         if known is not None:
             logger.info("computing in %s on %s, as checked before", known, kind)
             return Way.parse(known)
+        sample = _sample(images)
         check = check_precision(
-            self._spec, self._backbone, _sample(images), device, patches, self._check_wanted
+            self._spec, self._backbone, sample, device, patches, self._check_wanted
         )
         logger.info("computing in %s", check.detail)
-        if not self._record:
-            return check.way
+        if not self._record or sum(len(image.grid) for image in sample) < SAMPLE_PATCHES:
+            return check.way  # the next run may have more to judge by
         recorded = record_precision(
             self._engine,
             self._stored,

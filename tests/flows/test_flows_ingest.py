@@ -23,6 +23,7 @@ from db.specs import StoredSpec
 from extractor.backbone import resolve
 from extractor.device import FLOAT32, ONNX, Way
 from extractor.errors import Abandoned, WeightsError
+from extractor.features import FeatureExtractor
 from extractor.onnx import ExportedNetwork
 from extractor.spec import Recipe
 from flows import batch as steps
@@ -401,16 +402,23 @@ def test_a_run_that_ends_for_reasons_of_its_own_uses_up_no_attempt_of_its_images
     assert last_runs(store)[0].summary["precision"] == "float32"  # type: ignore[index]
 
 
-def test_a_runtime_that_fails_on_a_real_batch_gives_way_to_torch(
-    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", [Way(FLOAT32, ONNX), Way("bf16")], ids=str)
+def test_a_way_that_fails_on_a_real_batch_gives_way_to_torch_in_float32(
+    ingest: Any, paint: Paint, monkeypatch: pytest.MonkeyPatch, way: Way
 ) -> None:
     paint("a.png", 1)
+    forward = FeatureExtractor.forward
 
     def fail(*_arguments: Any) -> Any:
         raise RuntimeError("Failed to allocate memory")
 
-    monkeypatch.setattr(models.Model, "_choose", lambda *_: Way(FLOAT32, ONNX))
+    def fail_in_bf16(extractor: FeatureExtractor, batch: Any) -> Any:
+        return forward(extractor, batch) if extractor.way == Way() else fail()
+
+    monkeypatch.setattr("extractor.device.candidates", lambda _: ("bf16",))
+    monkeypatch.setattr(models.Model, "_choose", lambda *_: way)
     monkeypatch.setattr(ExportedNetwork, "start", fail)
+    monkeypatch.setattr(FeatureExtractor, "forward", fail_in_bf16)
     state, summary = ingest(precision="auto")
     assert (state.name, summary.done) == ("Completed", 1)
     assert [log for log in logs_of(state) if "Failed to allocate memory" in log.message]
@@ -569,22 +577,29 @@ def test_a_changed_content_shows_the_old_until_the_new_is_written(
     assert shown == [PATCHES]
 
 
-def test_auto_checks_a_precision_once_and_records_it(
-    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paint("a.png", 1)
-    checks: list[int] = []
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Of each check of precisions, how many patches of each picture it saw."""
+    seen: list[list[int]] = []
     check = models.check_precision
 
-    def count(*arguments: Any, **options: Any) -> Any:
-        checks.append(1)
+    def note(*arguments: Any, **options: Any) -> Any:
+        seen.append([len(image.grid) for image in arguments[2]])
         return check(*arguments, **options)
 
-    monkeypatch.setattr(models, "check_precision", count)
+    monkeypatch.setattr(models, "check_precision", note)
+    return seen
+
+
+def test_auto_checks_a_precision_once_and_records_it(
+    ingest: Any, paint: Paint, store: Engine, checks: list[list[int]]
+) -> None:
+    for seed in range(5):
+        paint(f"{seed}.png", seed)
     ingest(precision="auto")
-    paint("b.png", 2)
+    paint("b.png", 9)
     ingest(precision="auto")
-    assert len(checks) == 1
+    assert checks == [[7, 7, 6, 6, 6]]
     with store.connect() as connection:
         rows = connection.execute(
             text("SELECT precision, min_cosine, detail FROM patchstore.precision_check")
@@ -592,6 +607,15 @@ def test_auto_checks_a_precision_once_and_records_it(
     assert len(rows) == 1
     assert rows[0].min_cosine >= 0.999
     assert "float32" in rows[0].detail or rows[0].precision != "float32"
+
+
+def test_what_few_patches_say_of_a_precision_holds_for_their_run_alone(
+    ingest: Any, paint: Paint, checks: list[list[int]]
+) -> None:
+    for seed in range(2):
+        paint(f"{seed}.png", seed)
+        ingest(precision="auto")
+    assert checks == [[PATCHES], [PATCHES]]
 
 
 def test_an_image_without_suffix_that_cannot_be_opened_any_more_has_not_vanished(
