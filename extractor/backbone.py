@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from .errors import SpecError, WeightsError, one_line
 from .field import Field, cell_counter, measure_field
 from .grid import EdgePolicy, check_geometry
-from .network import A_LAYER, CutNetwork, DenseNetwork, fold_norms, split_at_pooling
+from .network import A_LAYER, CutNetwork, DenseNetwork, fold_norms, noise, split_at_pooling
 from .onnx import ExportedNetwork, export_folder, is_exported
 from .pooling import check_poolable, finite
 from .spec import PENULTIMATE, FeatureSpec, Metric, Mode, Pooling, Recipe
@@ -116,7 +116,7 @@ def resolve(recipe: Recipe) -> ResolvedSpec:
     """Check a recipe, load its network, and write down what it is for good.
 
     Raises:
-        SpecError: when the recipe cannot work, told from one pass over two black patches.
+        SpecError: when the recipe cannot work, told from one pass over two patches of noise.
         WeightsError: when the weights cannot be had or are of another network.
     """
     pooling = _check(recipe)
@@ -234,9 +234,10 @@ def _input_size(recipe: Recipe, entry: WeightsEnum) -> int | None:
         return int(entry.transforms().crop_size[0])
     smallest = _smallest(recipe.backbone)
     if recipe.input_size is None and recipe.patch_size < smallest:
+        resized = f", or an input_size of at least {smallest} to resize to"
         raise SpecError(
             f"patch_size {recipe.patch_size} is below what {recipe.backbone} needs, {smallest} "
-            f"pixels; give a larger patch, or an input_size of at least {smallest} to resize to"
+            f"pixels; give a larger patch{'' if recipe.mode == 'dense' else resized}"
         )
     return recipe.input_size
 
@@ -309,7 +310,7 @@ def _dry_run(network: CutNetwork, recipe: Recipe, side: int) -> int:
     """Find the length of a vector, and whatever the network has against such patches."""
     try:
         with torch.inference_mode():
-            features = network.features(torch.zeros(2, 3, side, side))
+            features = network.features(noise(2, side))
     except Exception as error:  # every network has its own way to say no
         raise SpecError(
             f"{recipe.backbone} does not run on {side} x {side} pixels: "
@@ -326,6 +327,11 @@ def _dry_run(network: CutNetwork, recipe: Recipe, side: int) -> int:
         raise SpecError(
             f"{recipe.backbone} with the weights {recipe.weights} gives NaN at the layer "
             f"{recipe.layer!r}; name an earlier layer, {A_LAYER}"
+        )
+    if torch.equal(vectors[0], vectors[1]):
+        raise SpecError(
+            f"{recipe.backbone} with the weights {recipe.weights} gives the same vector of any "
+            f"picture at the layer {recipe.layer!r}; give trained weights, or another layer"
         )
     return vectors.shape[1]
 

@@ -116,8 +116,13 @@ class _Probe:
                 "the network looks at the whole image at once, as with squeeze-and-excitation or "
                 "attention; use the mode exact, an earlier layer, or a plain convolutional network"
             )
-        half = self._axis(_run(maps, self._image(self.edge)))
-        self.stride = round((self._length - self.edge) / (cells - half))
+        more = cells - self._axis(_run(maps, self._image(self.edge)))
+        self.stride = round((self._length - self.edge) / more) if more > 0 else 0
+        if self.stride < 1:
+            raise SpecError(
+                "the network's map does not grow with the image, as after an adaptive pooling; use "
+                "the mode exact, or an earlier layer"
+            )
 
     def centre(self) -> float:
         """Of the field of cell 0, in pixels from the edge of the image.
@@ -190,7 +195,7 @@ def _run(maps: Maps, images: Tensor) -> Tensor:
     try:
         with redirect_stderr(io.StringIO()):  # where fx would print what it tells by raising, too
             return maps(images.contiguous(memory_format=torch.channels_last))
-    except RuntimeError as error:
+    except Exception as error:  # every network has its own way to say no
         height, width = images.shape[2:]
         raise SpecError(
             f"the network cannot be shown {width} x {height} pixels, only some sizes; use the mode "

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,9 @@ def read_tensors(source: WeightsSource, backbone: str) -> dict[str, Tensor] | No
         return None
     path = source.path or _download(source.entry or default_entry(backbone), backbone)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that torch will not have for long
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"weights file {path} cannot be read: {one_line(error, 160)}") from error
     except Exception as error:  # pickle, zip and torch each have errors of their own
@@ -114,7 +117,8 @@ def load_tensors(
         label: of the weights, for the message.
 
     Raises:
-        WeightsError: naming a few of the tensors that are missing, of another shape, or unknown.
+        WeightsError: naming a few of the tensors that are missing, of another shape, or unknown, or
+            one that holds no plain and finite numbers.
     """
     wanted = named_tensors(cut)
     wrong = [f"{name} is missing" for name in wanted if name not in tensors]
@@ -130,9 +134,24 @@ def load_tensors(
             f"weights {label} are not of this network: {', '.join(wrong[:3])}{more}; give the "
             "weights of the same backbone, with torchvision's names"
         )
+    for name, own in wanted.items():
+        if reason := _unusable(tensors[name], own):
+            raise WeightsError(
+                f"weights {label}: {name} {reason}; save the network as it was trained, in floats, "
+                "with torch.save(model.state_dict(), FILE)"
+            )
     with torch.no_grad():
         for name, own in wanted.items():
             own.copy_(tensors[name])
+
+
+def _unusable(given: Tensor, own: Tensor) -> str:
+    """What is wrong with the values for one of a network's tensors; empty where nothing is."""
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        return "is quantized, sparse or has no values"
+    if given.is_floating_point() != own.is_floating_point() or given.is_complex():
+        return f"is of {given.dtype}, not of {own.dtype}"
+    return "" if torch.isfinite(given).all() else "holds NaN or infinity"
 
 
 def named_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def load(stored: StoredSpec) -> Backbone:
 
 
 def _sample(images: Sequence[DecodedImage]) -> list[DecodedImage]:
-    """Patches of the first images to judge a precision by: 32, as many of each, or all there are."""
+    """Patches of the first images to judge a precision by: 32, as many of each, or all of them."""
     sample: list[DecodedImage] = []
     left = SAMPLE_PATCHES
     among = min(len(images), SAMPLE_IMAGES)

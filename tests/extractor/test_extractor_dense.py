@@ -118,6 +118,14 @@ class Placed(nn.Module):
         return cells * (1 + which)
 
 
+class Square(nn.Module):
+    """Says by an assertion what it can be shown, as torchvision's transformers do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[2] == images.shape[3], "Wrong image height!"
+        return images
+
+
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
@@ -126,8 +134,10 @@ class Placed(nn.Module):
         (nn.Conv2d(3, 4, (3, 5), padding=(1, 2)), "rows and columns in different steps"),
         (nn.Conv2d(3, 4, 1, stride=2), "leaves part of its input out"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 7)), "only some sizes"),
+        (Square(), "only some sizes"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(7)), "does not grow"),
     ],
-    ids=["global", "placed", "oblong", "gaps", "fixed size"],
+    ids=["global", "placed", "oblong", "gaps", "fixed size", "asserted size", "fixed map"],
 )
 def test_a_network_that_tiles_would_change_is_refused(network: nn.Module, reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
@@ -143,6 +153,7 @@ def test_a_network_that_tiles_would_change_is_refused(network: nn.Module, reason
         (Recipe("resnet18", "random:0", mode="dense", input_size=96), "input_size out"),
         (Recipe("resnet18", "random:0", "layer1", "max", mode="dense"), "cannot pool by 'max'"),
         (Recipe("resnet18", "random:0", mode="fast"), "mode is 'fast'"),
+        (Recipe("inception_v3", "random:0", patch_size=64, stride=32, mode="dense"), "patch$"),
     ],
     ids=lambda value: value.backbone if isinstance(value, Recipe) else value,
 )

@@ -12,7 +12,7 @@ from torchvision.models import densenet, get_model
 from torchvision.models.vision_transformer import VisionTransformer
 
 from extractor.backbone import load_backbone, resolve
-from extractor.errors import WeightsError
+from extractor.errors import SpecError, WeightsError
 from extractor.spec import Recipe
 from extractor.weights import WeightsSource, load_tensors, read_tensors, tensor_digest
 
@@ -98,6 +98,36 @@ def test_a_file_that_is_no_state_dict_is_refused_in_one_line(tmp_path):
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="holds list, not named tensors"):
         resolve(squeezenet(tmp_path / "list.pth"))
+
+
+@pytest.mark.filterwarnings("ignore")  # of making what torch will not have for long
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "is quantized, sparse or"),
+        (lambda t: t.to_sparse(), "is quantized, sparse or has no values"),
+        (lambda t: t.to("meta"), "is quantized, sparse or has no values"),
+        (lambda t: t.to(torch.complex64), "is of torch.complex64, not of torch.float32"),
+        (lambda t: t.to(torch.int8), "is of torch.int8, not of torch.float32"),
+        (lambda t: t * float("nan"), "holds NaN or infinity"),
+    ],
+    ids=["quantized", "sparse", "meta", "complex", "int8", "nan"],
+)
+def test_a_tensor_that_holds_no_plain_numbers_is_named(change, reason, network, tmp_path):
+    tensors = network.state_dict()
+    torch.save(
+        tensors | {"features.3.squeeze.bias": change(tensors["features.3.squeeze.bias"])},
+        tmp_path / "odd.pth",
+    )
+    with pytest.raises(WeightsError, match=rf"odd.pth: features.3.squeeze.bias {reason}"):
+        resolve(squeezenet(tmp_path / "odd.pth"))
+
+
+def test_weights_that_tell_no_picture_from_another_are_refused(network, tmp_path):
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()}
+    torch.save(zeros, tmp_path / "dead.pth")
+    with pytest.raises(SpecError, match="gives the same vector of any picture"):
+        resolve(squeezenet(tmp_path / "dead.pth"))
 
 
 def test_an_unknown_name_lists_the_valid_ones():
