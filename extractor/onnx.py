@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _SIZES = torch.export.Dim("patches", min=1, max=4096)
 _ANY = torch.export.Dim.DYNAMIC
+# Tells with a traceback which inequality of sizes it cannot solve, and goes on without.
+_SHAPES = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 _FILE = "network.onnx"  # in a folder of its own, for its weights lie beside it: ONNX ends at 2 GB
 _KEPT = 8  # exports, each as large as its network: 45 MB for a ResNet-18
 _LEAST = 8  # patches a batch; fewer are slower
@@ -178,7 +180,7 @@ def export(network: nn.Module, side: int, file: Path) -> None:
     # Two, for a batch of one would become part of the graph; so would a width that is the height.
     rows = torch.zeros(2, side, side + _UNEVEN if dense else side, 3)
     sizes = {0: _SIZES, 1: _ANY, 2: _ANY} if dense else {0: _SIZES}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _quiet(_SHAPES), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own deprecated parts
         program = torch.onnx.export(
             _ByRows(network).eval(),
@@ -190,6 +192,16 @@ def export(network: nn.Module, side: int, file: Path) -> None:
         )
         assert program is not None
         program.save(file, external_data=True)
+
+
+@contextmanager
+def _quiet(teller: logging.Logger) -> Iterator[None]:
+    level = teller.level
+    teller.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        teller.setLevel(level)
 
 
 def export_folder(folder: Path, spec: FeatureSpec) -> Path:

@@ -1,5 +1,6 @@
 """The network of a spec by itself, over patches that are ready: the ceiling of every way."""
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,11 @@ from extractor.allocator import keep_freed_memory
 from extractor.arrays import DecodedImage
 from extractor.backbone import Backbone, resolve
 from extractor.compiled import compiled
-from extractor.device import COMPILED, EXPORTED, Way, arithmetic, choose_device
+from extractor.device import COMPILED, DTYPES, EXPORTED, Way, arithmetic, choose_device
 from extractor.errors import ImageError
 from extractor.grid import spec_grid
 from extractor.images import read_image
+from extractor.network import cast_once
 from extractor.onnx import ExportedNetwork
 from extractor.settings import ExtractorSettings
 from extractor.spec import FeatureSpec
@@ -122,10 +124,12 @@ def prepare(
 
 
 def as_the_flow_runs_it(bare: Bare, spec: FeatureSpec, backbone: Backbone) -> Bare:
-    """The same pass by the runtime of its way, batch norms folded."""
+    """The same pass by the runtime of its way, batch norms folded, its weights converted once."""
     if bare.way.runtime in EXPORTED:
         return replace(bare, network=backbone.exported(spec.side, bare.way.runtime))
-    folded = backbone.folded(spec.side).to(bare.device)
+    folded = copy.deepcopy(backbone.folded(spec.side)).to(bare.device)
+    if bare.way.precision in DTYPES:
+        cast_once(folded, DTYPES[bare.way.precision])
     return replace(bare, network=compiled(folded) if bare.way.runtime == COMPILED else folded)
 
 

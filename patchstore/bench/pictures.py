@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,25 @@ class Pictures:
 
 
 def copied(original: Path, limit: int, work: Path) -> Pictures:
-    """Copies of pictures of a folder, in a folder below `work`; broken ones are left out.
+    """Copies of pictures of a folder, in a folder below `work`.
+
+    Broken ones are left out, and so are those with the content of another: patchstore alone would
+    compute it once.
 
     Raises BenchError where there are none.
     """
     folder = _folder(work, "pictures")
     found = find_images(original)
+    seen: set[bytes] = set()
     for number, file in enumerate(spread(found, limit)):
         try:
             read_image(file)
+            content = sha256(file.read_bytes()).digest()
         except (ImageError, OSError):
             continue
+        if content in seen:
+            continue
+        seen.add(content)
         shutil.copyfile(file, folder / f"{number:06}{file.suffix}")
     if not any(folder.iterdir()):
         reason = "no image of it can be read" if found else "there are no images"

@@ -1,6 +1,7 @@
 """A network is exported once for every runtime, and what is kept of that is never believed."""
 
 import copy
+import logging
 import os
 import shutil
 import subprocess
@@ -265,6 +266,23 @@ def test_where_memory_runs_out_the_batch_is_halved_and_no_vector_is_another(runt
 def test_a_streams_share_is_large_enough_to_be_fast(exported, patches, streams, share, monkeypatch):
     monkeypatch.setattr(exported, "streams", streams)
     assert exported.share(patches) == share
+
+
+def test_an_export_says_nothing_of_what_torch_tries(tmp_path, monkeypatch):
+    """As of a dense GoogLeNet, whose export takes long."""
+    shapes, told = logging.getLogger("torch.fx.experimental.symbolic_shapes"), []
+    export = torch.onnx.export
+
+    def loud(*arguments, **options):
+        shapes.warning("Failed to reduce inequalities")
+        return export(*arguments, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", loud)
+    monkeypatch.setattr(shapes, "callHandlers", told.append)
+    EXPORT(network(), SIDE, tmp_path / "network.onnx")
+    assert told == []
+    shapes.warning("of somebody else")
+    assert len(told) == 1
 
 
 def test_openvino_tells_nobody_that_it_is_used(tmp_path):

@@ -125,11 +125,12 @@ def test_curves_are_drawn_the_same_each_time(
     assert [file.read_bytes() for file in files] == before
 
 
-def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+def test_pictures_that_cannot_be_read_and_second_copies_are_left_out(tmp_path: Path) -> None:
     originals = tmp_path / "originals"
     originals.mkdir()
     (originals / "broken.jpg").write_bytes(b"no picture")
-    Image.new("RGB", (70, 40)).save(originals / "good.png")
+    for name in ("good.png", "same.png"):
+        Image.new("RGB", (70, 40)).save(originals / name)
     found = copied(originals, 10, tmp_path)
     assert found.sizes == [(70, 40)]
     assert found.decoded_mb == pytest.approx(70 * 40 * 3 / 1e6)
