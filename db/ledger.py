@@ -273,6 +273,18 @@ def lease_batch(
     return []
 
 
+def refresh_statistics(engine: Engine) -> None:
+    """Tells the planner what there is, before many leases.
+
+    Until autovacuum had come by, to lease 16 images out of 80,000 that were just found took half a
+    second, and 2 ms from then on.
+    """
+    with store_errors(), engine.begin() as connection:
+        connection.execute(
+            text("ANALYZE patchstore.image, patchstore.image_location, patchstore.extraction")
+        )
+
+
 def count_waiting(engine: Engine, spec: StoredSpec, source_id: int, run_id: int) -> int:
     """How many images of a source a run may still lease; files with one content are one image."""
     return int(_of_waiting("count(*)", engine, spec, source_id, run_id))

@@ -29,6 +29,7 @@ from db.ledger import (
     give_back,
     note_precision,
     reclaim,
+    refresh_statistics,
     retry_failed,
     start_run,
 )
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from .models import Model
 
 STEPS = 3
+MANY_IMAGES = 5000  # to compute: what leases them is planned by what there was before the scan
 FIRST_IMAGES = 8  # of the first batch, for which the device waits
 
 _InFlight = deque[tuple[Batch, list[PrefectFuture[int]]]]
@@ -168,6 +170,8 @@ def _ingest(run: _Run, request: IngestRequest) -> Summary:
 
 
 def _compute_pending(run: _Run, summary: Summary, pending: int, precision: Precision) -> None:
+    if pending >= MANY_IMAGES:
+        refresh_statistics(run.engine)
     run.ears.phase("loading the network")
     with run.tally.clock.timed("load"):
         from .models import Model  # torch takes seconds, and most runs find nothing to do

@@ -609,6 +609,22 @@ def test_auto_checks_a_precision_once_and_records_it(
     assert "float32" in rows[0].detail or rows[0].precision != "float32"
 
 
+def test_before_many_images_the_planner_is_told_what_there_is(
+    ingest: Any, paint: Paint, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each lease goes through all that waits, until autovacuum comes by."""
+    monkeypatch.setattr("flows.ingest.MANY_IMAGES", 3)
+    known = "SELECT reltuples FROM pg_class WHERE oid = 'patchstore.extraction'::regclass"
+    found = []
+    for seeds in ((0, 1), (2, 3, 4)):
+        for seed in seeds:
+            paint(f"{seed}.png", seed)
+        ingest()
+        with store.connect() as connection:
+            found.append(connection.execute(text(known)).scalar())
+    assert found[0] != 2 and found[1] == 5
+
+
 def test_what_few_patches_say_of_a_precision_holds_for_their_run_alone(
     ingest: Any, paint: Paint, checks: list[list[int]]
 ) -> None:
