@@ -110,6 +110,13 @@ _FIELD_RULES = {
 }
 
 
+_VECTOR_RULES = {
+    "finite_number": "query_finite",
+    "too_short": "query_dim",
+    "too_long": "query_dim",
+}
+
+
 class Problem(Exception):
     """A refusal: the rule that was broken, and one line that says how."""
 
@@ -218,8 +225,8 @@ def _invalid(error: RequestValidationError) -> Problem:
     first = found[0]
     field, kind = first["field"].partition(".")[0], errors[0]["type"]
     rule = _FIELD_RULES.get(field, "request_invalid")
-    if field == "vector" and kind == "finite_number":
-        rule = "query_finite"
+    if field == "vector":
+        rule = _VECTOR_RULES.get(kind, rule)
     if kind == "json_invalid":
         rule = "body_invalid"
     if kind == "extra_forbidden":  # whatever it holds: it has no place in this question

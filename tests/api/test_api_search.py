@@ -217,6 +217,8 @@ DIM = 512
     ("status", "rule", "body"),
     [
         (422, "query_dim", {"vector": [1.0, 2.0]}),
+        (422, "query_dim", {"vector": []}),
+        (422, "query_dim", {"vector": [1.0] * 16_001}),
         (422, "query_zero", {"vector": [0.0] * DIM}),
         (422, "query_finite", {"vector": [1e300] * DIM}),
         (404, "spec_unknown", {"patch_id": 1, "spec": "none"}),
