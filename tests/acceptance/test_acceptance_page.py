@@ -676,6 +676,22 @@ def test_a_patch_that_is_gone_is_said_to_be_gone(page: Page, shop: Shop, seen: S
     seen.refused.clear()
 
 
+def test_the_heading_says_what_was_asked_for_whatever_the_address_holds(
+    page: Page, shop: Shop, seen: Seen
+) -> None:
+    heading = page.locator("#answer-heading")
+    patch = httpx.get(f"{shop.url}/v1/images/1/patches?spec=tiny").json()["patches"][0]
+    page.goto(f"{shop.url}/#patch={patch['patch_id']}&consistent=1")  # which has no arrangement
+    expect(hits(page).first).to_be_visible()
+    expect(heading).to_have_text("Nearest patches")
+    page.goto(f"{shop.url}/#patch={patch['patch_id']}&by=image")
+    expect(heading).to_have_text("Nearest images")
+    page.goto(f"{shop.url}/#patch=999999999")
+    expect(page.locator("#problem")).to_contain_text("No such patch")
+    expect(heading).to_have_text("Nearest patches")
+    seen.refused.clear()
+
+
 def test_stored_pictures_are_found_by_how_their_name_begins(page: Page, shop: Shop) -> None:
     stored = page.locator("#stored li")
     expect(stored).to_have_count(4)

@@ -121,7 +121,7 @@ export function makeAsked(tell) {
         region.hide();
         numbers.hidden = true;
         stage.root.classList.remove("unseen");
-        stage.resize(stored.width, stored.height);
+        stage.resize(stored.width ?? 1, stored.height ?? 1); // of one that failed none is known
         stage.img.alt = "";
         showPicture(stage.img, `/v1/images/${id}/picture.jpg?side=1024`);
         picker.show(stored.patches, next);

@@ -72,7 +72,7 @@ export function makeControls(form, changed) {
         by: fields.by.value,
         other: fields.other.checked,
         merge: fields.merge.checked,
-        consistent: fields.consistent.checked,
+        consistent: fields.consistent.checked && !fields.consistent.disabled,
         exact: fields.exact.checked,
         k: fields.k.value,
         filter: fields.filter.value.trim(),

@@ -161,6 +161,7 @@ async function answer(signal) {
 
 function showNothing() {
   byId("hits").replaceChildren();
+  head();
   note("");
   if (question.kind === "upload") return;
   asked.clear();
@@ -178,8 +179,7 @@ async function showAsked(found, signal) {
 }
 
 function showAnswer(found, took) {
-  const whole = options.consistent || options.by === "image";
-  byId("answer-heading").textContent = whole ? "Nearest images" : "Nearest patches";
+  const whole = head();
   const shown = { ...found, vector: found.question.vector };
   showHits(byId("hits"), found.hits, {
     metric: found.metric,
@@ -188,6 +188,13 @@ function showAnswer(found, took) {
     open: (index) => inspector.open(shown, index),
   });
   note(found.hits.length ? summary(found, whole, took) : nothing());
+}
+
+/** Says what the answer is of; true: whole images. */
+function head() {
+  const whole = options.consistent || options.by === "image";
+  byId("answer-heading").textContent = whole ? "Nearest images" : "Nearest patches";
+  return whole;
 }
 
 function nothing() {
