@@ -18,6 +18,11 @@ ONNX, MNN, OPENVINO = "onnxruntime", "mnn", "openvino"
 # Runtimes of networks that were exported, on the CPU, and in which precision each is the fastest.
 EXPORTED = {ONNX: FLOAT32, MNN: FLOAT32, OPENVINO: "bf16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# torch on a CPU; OpenVINO and ONNX Runtime; C++; ours of another runtime's; cuDNN and cuBLAS.
+_WITHOUT_MEMORY = (
+    *("can't allocate memory", "failed to allocate", "bad_alloc", "out of memory"),
+    "status_alloc_failed",
+)
 _CORES = torch.get_num_threads()
 TEAMS = min(2, _CORES)  # of threads: as many passes side by side share the cores of a CPU
 
@@ -107,10 +112,10 @@ def share_cores(teams: int) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether what failed may work with less at once: no two allocators say so alike."""
+    """Tell whether what failed may work with less at once: no two libraries say so alike."""
     said = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in said for words in ("allocate memory", "failed to allocate", "out of memory")
+        words in said for words in _WITHOUT_MEMORY
     )
 
 

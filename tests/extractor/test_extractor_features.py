@@ -14,7 +14,16 @@ from extractor import features as module
 from extractor import patches
 from extractor.arrays import PatchFeatures, Region
 from extractor.backbone import Backbone, resolve
-from extractor.device import COMPILED, EXPORTED, FLOAT32, MNN, ONNX, OPENVINO, TORCH
+from extractor.device import (
+    COMPILED,
+    EXPORTED,
+    FLOAT32,
+    MNN,
+    ONNX,
+    OPENVINO,
+    TORCH,
+    is_out_of_memory,
+)
 from extractor.errors import Abandoned, DegenerateFeatures, DeviceError, ImageError, SpecError
 from extractor.features import FeatureExtractor
 from extractor.patches import reflect
@@ -261,6 +270,22 @@ def test_out_of_memory_halves_the_batch_for_good(tiny_spec, mean_colour, decode,
         assert ours.vectors == pytest.approx(theirs.vectors, rel=1e-6)
     assert extractor.batch_size == 4
     assert "batch_size is now 4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 9"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ImageError("an image"), False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_whatever_is_said(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 def test_a_single_patch_that_does_not_fit_is_raised(tiny_spec, decode, noise):
