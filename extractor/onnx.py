@@ -255,6 +255,8 @@ def _kept(opener: _Opener, export_folder: Path | None) -> Session | None:
         session = opener.open(export_folder / _FILE)
         os.utime(export_folder)  # `_forget` deletes what was not used for longest
     except Exception as error:  # a file that was cut off makes any trouble
+        if is_out_of_memory(error):
+            raise
         log.warning("exporting again: %s (%s)", export_folder, one_line(error))
         return None
     return session
