@@ -50,12 +50,20 @@ NETWORK = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,  # ms that the server may also take no more of a COPY
 }
+# Of each session, whatever its role or database has: by SET, for a pooler knows no other options.
 # And the other way round: a client that is gone without a word would keep its locks for as long.
 # https://www.postgresql.org/docs/current/runtime-config-connection.html
-_SERVER_NETWORK = (
-    b"SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; "
-    b"SET tcp_keepalives_count = 3; SET tcp_user_timeout = 60000"
-)
+_SESSION: dict[str, str | int] = {
+    "tcp_keepalives_idle": 15,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+    # What statements count on that look again at what another transaction has committed meanwhile.
+    "default_transaction_isolation": "'read committed'",
+    # As psycopg reads and writes values.
+    "datestyle": "iso",
+    "standard_conforming_strings": "on",
+}
 # Raised by our functions; a number too large for its type, as a k of ten digits; text that is not
 # of the type, or that no text of Postgres can hold; JSON that is nested too deeply.
 INVALID_QUESTION_STATES = frozenset({"22023", "22003", "22P02", "22P05", "22021", "54001"})
@@ -111,11 +119,7 @@ def make_engine(
     }
     options = {name: value for name, value in options.items() if name not in url.query}
     timeouts = {"statement_timeout": statement_timeout_s, "lock_timeout": lock_timeout_s}
-    limits = [f"-c {name}={round(1000 * s)}" for name, s in timeouts.items() if s is not None]
-    if limits:
-        given = url.query.get("options", "")
-        given = given if isinstance(given, str) else " ".join(given)
-        options["options"] = " ".join((given, *limits))
+    limits = {name: round(1000 * s) for name, s in timeouts.items() if s is not None}
     engine = create_engine(
         url,
         hide_parameters=True,
@@ -125,7 +129,7 @@ def make_engine(
         connect_args=options,
         **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
     )
-    event.listen(engine, "connect", _limit_silence)
+    event.listen(engine, "connect", partial(_set_up, {**_SESSION, **limits}))
     event.listen(engine, "checkin", _note_return)
     event.listen(engine, "checkout", partial(_check_alive, engine.dialect))
     if vectors:
@@ -133,8 +137,12 @@ def make_engine(
     return engine
 
 
-def _limit_silence(connection: "psycopg.Connection[object]", _record: object) -> None:
-    connection.execute(_SERVER_NETWORK)
+def _set_up(
+    settings: dict[str, str | int], connection: "psycopg.Connection[object]", _record: object
+) -> None:
+    connection.execute(
+        "; ".join(f"SET {name} = {value}" for name, value in settings.items()).encode()
+    )
     if not connection.autocommit:
         connection.commit()
 

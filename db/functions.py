@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, LiteralString
 
-from psycopg import Connection
+import psycopg
+from sqlalchemy import Connection, text
 
 _FIND_EXTENSION = """
 SELECT set_config('search_path', format('pg_catalog, %I', n.nspname), true)
@@ -37,18 +38,36 @@ END $$
 """
 
 
-def run_script(driver: "Connection[Any]", script: Path) -> None:
+def become_owner(connection: Connection, *, local: bool = False) -> None:
+    """Makes what is made from now on the schema owner's, whoever connects: a superuser may.
+
+    Args:
+        connection: of the store.
+        local: until the transaction ends, not for the session.
+    """
+    owner = connection.execute(
+        text(
+            "SELECT quote_ident(pg_get_userbyid(nspowner)) FROM pg_namespace "
+            "WHERE nspname = 'patchstore' AND pg_get_userbyid(nspowner) <> current_user "
+            "  AND pg_has_role(nspowner, 'MEMBER')"
+        )
+    ).scalar()
+    if owner is not None:
+        connection.execute(text(f"SET {'LOCAL' if local else 'SESSION'} ROLE {owner}"))
+
+
+def run_script(driver: "psycopg.Connection[Any]", script: Path) -> None:
     """Runs a whole file through the driver: colons and percent signs are no parameters in it."""
     find_extension(driver)
     driver.execute(script.read_bytes())
 
 
-def find_extension(driver: "Connection[Any]") -> None:
+def find_extension(driver: "psycopg.Connection[Any]") -> None:
     """Puts pgvector's schema on this transaction's search_path: a script names its types bare."""
     driver.execute(_FIND_EXTENSION)
 
 
-def pin_search_path(driver: "Connection[Any]", name: LiteralString | None = None) -> None:
+def pin_search_path(driver: "psycopg.Connection[Any]", name: LiteralString | None = None) -> None:
     """Lets functions find pgvector's operators whatever the caller's search_path is.
 
     All, or those of a name: one that others call has no need of it, and each setting takes time.
@@ -57,7 +76,7 @@ def pin_search_path(driver: "Connection[Any]", name: LiteralString | None = None
     driver.execute(_PIN_SEARCH_PATH.replace("{which}", which))
 
 
-def grant_functions(driver: "Connection[Any]") -> None:
+def grant_functions(driver: "psycopg.Connection[Any]") -> None:
     """Lets patchstore_reader, where it exists, and nobody else call every function that asks."""
     driver.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA patchstore FROM PUBLIC")
     grants = for_reader(

@@ -24,6 +24,9 @@ EF_CONSTRUCTION = 200
 # search; with 400 it reaches all. At 100,000 rows 200 does.
 MANY_ROWS = 250_000
 EF_CONSTRUCTION_OF_MANY = 400
+# That a role or a database may have; a build takes as long as it takes.
+_LIMITS = ("statement_timeout", "lock_timeout")
+_OWN_WORKERS = "max_parallel_maintenance_workers"
 # What the server lets a build have.
 WORKERS = """least(current_setting('max_parallel_maintenance_workers')::integer,
     current_setting('max_parallel_workers')::integer,
@@ -199,12 +202,14 @@ def _locked(engine: Engine, spec: StoredSpec) -> Iterator[Connection | None]:
             yield None
             return
         try:
+            for limit in _LIMITS:
+                connection.execute(text(f"SET {limit} = 0"))
             yield connection
         finally:
             if not connection.invalidated:  # a lost connection has released all by itself
                 connection.execute(text("SELECT pg_advisory_unlock(:class, :spec)"), lock)
-                connection.execute(text("RESET maintenance_work_mem"))
-                connection.execute(text("RESET max_parallel_maintenance_workers"))
+                for setting in (*_LIMITS, "maintenance_work_mem", _OWN_WORKERS):
+                    connection.execute(text(f"RESET {setting}"))
 
 
 def _build(
@@ -254,7 +259,7 @@ def _run(connection: Connection, spec: StoredSpec, statement: str, plan: BuildPl
 
 def _run_as(connection: Connection, statement: str, plan: BuildPlan) -> None:
     connection.execute(text(f"SET maintenance_work_mem = '{plan.memory_mb}MB'"))
-    connection.execute(text(f"SET max_parallel_maintenance_workers = {plan.workers}"))
+    connection.execute(text(f"SET {_OWN_WORKERS} = {plan.workers}"))
     connection.execute(text(statement))
 
 

@@ -40,6 +40,8 @@ def upgrade(url: URL, revision: str = "head") -> bool:
     engine = make_engine(url, vectors=False)
     try:
         with store_errors(), engine.connect() as connection:
+            # Of the role or the database: rows are moved for as long as it takes.
+            connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
             connection.commit()
             ensure_extension(connection)

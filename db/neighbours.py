@@ -116,6 +116,8 @@ def _all_neighbours(
         connection = connection.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
+        # It waits while a stretch is compared and written.
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         snapshot = Snapshot(connection, spec)
         search = _Search(snapshot, options, Path(folder), report)
         done = 0

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Row, text
 
 from .engine import store_errors
 from .errors import InvalidQuestion, SpecConflict
-from .functions import for_reader
+from .functions import become_owner, for_reader
 from .metric import MAX_STORED_DIM, METRICS, Metric
 
 # Rows of 512 to 768 dimensions are read ten times faster when they are not moved out of line;
@@ -84,6 +84,7 @@ def add_spec(engine: Engine, spec: NewSpec) -> StoredSpec:
                 _columns(spec),
             )
             added = _stored(_require(connection, spec.name))
+            become_owner(connection, local=True)
             _create_partition(connection, added)
             connection.execute(
                 text("SELECT patchstore.prepare_nearest(patchstore.find_spec(:name))"),

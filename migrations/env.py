@@ -3,6 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection, text
 
+from db.functions import become_owner
 from db.models import SCHEMA, metadata
 
 
@@ -15,7 +16,10 @@ def include_name(name: str | None, kind: str, parents: object) -> bool:
 
 def run(connection: Connection) -> None:
     """Runs the migrations in one transaction each, never waiting long for a lock."""
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    # Only where it is missing: IF NOT EXISTS asks for the right to create it first.
+    if connection.execute(text("SELECT to_regnamespace(:name)"), {"name": SCHEMA}).scalar() is None:
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+    become_owner(connection)
     connection.execute(text("SET lock_timeout = '5s'"))
     connection.commit()
     context.configure(
@@ -29,6 +33,7 @@ def run(connection: Connection) -> None:
     with context.begin_transaction():
         context.run_migrations()
     connection.execute(text("RESET lock_timeout"))
+    connection.execute(text("RESET ROLE"))
 
 
 run(context.config.attributes["connection"])

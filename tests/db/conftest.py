@@ -1,6 +1,7 @@
 """A store that is driven like a run drives it: scan, lease, write. Vectors are seeded numpy."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,25 @@ SELECT e.spec_id, e.image_id FROM patchstore.extraction e WHERE e.state = 'done'
            AND (n.state IS NULL OR n.state IN ('pending', 'leased')))))
 ORDER BY 1, 2
 """
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def owner(server: str, empty_database: URL) -> Iterator[URL]:
+    """A role that owns the database and may nothing else; the URL of the database as that role."""
+    name = f"owner_{next(_numbers)}"
+    database = empty_database.database
+    with psycopg.connect(server, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB")
+        admin.execute(f"ALTER DATABASE {database} OWNER TO {name}")
+        yield empty_database.set(username=name)
+        admin.execute(f"ALTER DATABASE {database} OWNER TO CURRENT_USER")
+        whole = empty_database.set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(whole, autocommit=True) as inside:
+            inside.execute(f"DROP OWNED BY {name} CASCADE")
+        admin.execute(f"DROP ROLE {name}")
 
 
 class Store:

@@ -3,6 +3,7 @@
 import subprocess
 
 import numpy as np
+import psycopg
 import pytest
 
 from db.engine import make_engine
@@ -26,8 +27,8 @@ def dsn(url):
 
 
 @pytest.fixture
-def restored(store, empty_database, tmp_path):
-    """A store like `store` at the time of its dump, and its spec; a run was going on."""
+def restored(store, server, empty_database, owner, tmp_path):
+    """A store like `store` at its dump, of no superuser, and its spec; a run went on."""
     spec = store.spec()
     store.ingest(spec, {**FILES, "gone.jpg": "gone"})
     build_index(store.engine, spec, threshold=0, memory_mb=16)
@@ -37,8 +38,12 @@ def restored(store, empty_database, tmp_path):
     with store.alive(run):
         store.lease(spec, run)
         program("pg_dump", "--format=custom", f"--file={dump}", dsn(store.engine.url))
-    program("pg_restore", "--no-owner", "--exit-on-error", f"--dbname={dsn(empty_database)}", dump)
-    engine = make_engine(empty_database)
+    with psycopg.connect(dsn(empty_database), autocommit=True) as admin:
+        admin.execute("CREATE EXTENSION vector")
+        admin.execute(f"GRANT patchstore_reader TO {owner.username}")
+    options = ("--no-owner", "--no-comments", "--exit-on-error")
+    program("pg_restore", *options, f"--dbname={dsn(owner)}", dump)
+    engine = make_engine(owner)
     yield type(store)(engine)
     engine.dispose()
 

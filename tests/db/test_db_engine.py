@@ -178,3 +178,26 @@ def test_the_server_is_told_how_long_a_client_may_be_silent(database, autocommit
         )
         assert len(told.all()) == 4
     engine.dispose()
+
+
+def test_a_session_is_as_this_code_needs_it_whatever_the_server_has(database):
+    """By SET: poolers refuse other options at the start of a connection."""
+    elsewhere = (
+        r"-c default_transaction_isolation=repeatable\ read -c datestyle=German "
+        "-c standard_conforming_strings=off -c statement_timeout=1h"
+    )
+    url = database.update_query_dict({"options": elsewhere})
+    engine = make_engine(url, statement_timeout_s=2.5, lock_timeout_s=1)
+    expected = {
+        "transaction_isolation": "read committed",
+        "datestyle": "ISO, DMY",
+        "standard_conforming_strings": "on",
+        "statement_timeout": "2500ms",
+        "lock_timeout": "1s",
+    }
+    with engine.connect() as connection:
+        for name, value in expected.items():
+            assert connection.exec_driver_sql(f"SHOW {name}").scalar() == value
+        sent = under_test.driver_connection(connection).info.get_parameters().get("options")
+    assert sent == elsewhere
+    engine.dispose()

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from db import build_progress, index
+from db.engine import driver_connection, make_engine
 from db.errors import TransientStoreError
 from db.index import (
     build_index,
@@ -155,6 +157,21 @@ def test_a_build_that_is_killed_can_be_tried_again(store, spec, admin):
         held.finish()
     assert not is_indexed(store.engine, spec)
     assert build(store, spec)
+
+
+def test_limits_of_the_role_or_the_database_end_no_build(store, spec):
+    engine = make_engine(store.engine.url, statement_timeout_s=60, lock_timeout_s=30)
+    seen = []
+
+    def look(connection, _cursor, statement, *_more):
+        if statement.startswith("CREATE INDEX"):
+            limits = "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')"
+            seen.append(driver_connection(connection).execute(limits).fetchone())
+
+    event.listen(engine, "before_cursor_execute", look)
+    assert build_index(engine, spec, threshold=0, memory_mb=16)
+    assert seen == [("0", "0")]
+    engine.dispose()
 
 
 def test_progress_is_shown_by_phase_and_share(store, spec, monkeypatch):

@@ -1,7 +1,6 @@
 """From an empty database up, down and up again; and every way in which a database is not ready."""
 
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,6 @@ TABLES = {
     "source",
     "spec_alias",
 }
-_numbers = count()
 
 
 def dsn(url):
@@ -228,20 +226,6 @@ def test_a_server_without_pgvector_is_named_with_what_to_do(empty_database):
     assert refusal(empty_database).startswith("this Postgres has no pgvector; install pgvector")
 
 
-@pytest.fixture
-def owner(server, empty_database):
-    """A role that owns the database and may nothing else; the URL of the database as that role."""
-    name = f"owner_{next(_numbers)}"
-    database = empty_database.database
-    with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"CREATE ROLE {name} LOGIN NOSUPERUSER NOCREATEROLE NOCREATEDB")
-        admin.execute(f"ALTER DATABASE {database} OWNER TO {name}")
-        yield empty_database.set(username=name)
-        admin.execute(f"ALTER DATABASE {database} OWNER TO CURRENT_USER")
-        query(empty_database, f"DROP OWNED BY {name} CASCADE")
-        admin.execute(f"DROP ROLE {name}")
-
-
 def test_a_role_that_may_not_create_pgvector_is_told_who_may(owner):
     assert refusal(owner) == (
         "this role may not create the pgvector extension; have a superuser run in this database: "
@@ -254,6 +238,41 @@ def test_an_owner_without_other_rights_migrates_where_pgvector_exists(empty_data
     assert upgrade(owner)
     downgrade(owner)
     assert upgrade(owner)
+
+
+def test_an_owner_of_the_schema_alone_migrates(empty_database, owner):
+    """A DBA made it, and lets nobody make others."""
+    query(empty_database, "CREATE EXTENSION vector")
+    query(empty_database, f"CREATE SCHEMA patchstore AUTHORIZATION {owner.username}")
+    query(empty_database, f"ALTER DATABASE {empty_database.database} OWNER TO CURRENT_USER")
+    assert upgrade(owner)
+
+
+@pytest.mark.parametrize("revision", ["0001", "0006"])
+def test_what_a_superuser_upgrades_and_adds_stays_the_owners(
+    store, empty_database, owner, revision
+):
+    query(empty_database, "CREATE EXTENSION vector")
+    assert upgrade(owner, revision)
+    assert upgrade(empty_database)
+    admin, engine = make_engine(empty_database), make_engine(owner)
+    try:
+        added = type(store)(admin).spec()
+        type(store)(engine).ingest(added, {"a.jpg": "a"})
+        promote(engine, added, "default")
+        (hit,) = search(engine, added, store.vectors(1)[0], SearchOptions(k=5, exact=True)).hits[:1]
+        assert hit.uri == "a.jpg"
+    finally:
+        admin.dispose()
+        engine.dispose()
+
+
+def test_a_limit_of_the_database_ends_no_upgrade(empty_database):
+    with psycopg.connect(dsn(empty_database), autocommit=True) as connection:
+        connection.execute(
+            f"ALTER DATABASE {empty_database.database} SET statement_timeout = '1ms'"
+        )
+    assert upgrade(empty_database)
 
 
 def test_a_role_that_may_not_create_roles_migrates_without_the_reader(

@@ -421,6 +421,21 @@ def test_searches_work_whatever_the_search_path_is(gallery):
     assert len(rows) == 10
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "similar_patches('indexed-cosine', {})",
+        "similar_images('indexed-cosine', {})",
+        "similar_patches_many('indexed-cosine', ARRAY[{}])",
+    ],
+)
+def test_every_search_finds_pgvector_by_itself(gallery, call):
+    ones = "public.array_to_vector(array_fill(1, ARRAY[16]), 16, true)"
+    with gallery.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL search_path = ''")
+        assert connection.exec_driver_sql(f"SELECT * FROM patchstore.{call.format(ones)}").all()
+
+
 def test_searches_work_in_a_read_only_transaction(gallery):
     with gallery.engine.begin() as connection:
         connection.exec_driver_sql("SET TRANSACTION READ ONLY")
