@@ -21,7 +21,7 @@ from extractor.images import digest, read_image
 from extractor.spec import FeatureSpec
 
 from .contact_sheet import ContactSheet
-from .errors import TransientReadError, is_transient
+from .errors import FlowError, TransientReadError, is_transient
 from .sources import Source
 from .stages import Clock
 
@@ -197,7 +197,7 @@ def _decoded(
 
 
 def _is_of_no_image(error: Exception) -> bool:
-    return isinstance(error, Abandoned) or is_transient(error)
+    return isinstance(error, Abandoned | FlowError) or is_transient(error)
 
 
 def _extract_each(

@@ -57,9 +57,17 @@ def prepare(home: Path, *, console: str = "CRITICAL") -> LocalServer | None:
         if StoreSettings().is_embedded:
             local_server.use(folder)  # its Postgres is needed all the same
         return None
+    _reach_by_no_proxy("127.0.0.1", "localhost")
     server = local_server.ensure(folder)
     os.environ["PREFECT_API_URL"] = server.api_url
     return server
+
+
+def _reach_by_no_proxy(*hosts: str) -> None:
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    listed = [host for host in known.split(",") if host]
+    listed += [host for host in hosts if host not in listed]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(listed)
 
 
 def configured_api() -> str | None:

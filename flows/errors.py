@@ -68,6 +68,8 @@ def is_of_the_run(error: BaseException) -> bool:
     """
     if not isinstance(error, Exception):  # Ctrl-C, a signal, Prefect's cancellation
         return True
-    return is_transient(error) or (
-        isinstance(error, StoreError) and not isinstance(error, CountMismatch)
+    return (
+        is_transient(error)
+        or isinstance(error, FlowError)
+        or (isinstance(error, StoreError) and not isinstance(error, CountMismatch))
     )

@@ -1,5 +1,6 @@
 """Where images come from. A source lists its files and reads one by its URI."""
 
+import errno
 import mimetypes
 import os
 import re
@@ -8,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedReader
-from operator import itemgetter
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ MAGIC = re.compile(
 )
 MAGIC_BYTES = 12
 
+_EMPTY_PART = OSError(
+    errno.EINVAL, "what is below a name with an empty part, //, is not read; rename it"
+)
 _FOR_GOOD = " (one that was ingested and is gone for good: patchstore forget)"
 
 
@@ -145,6 +148,8 @@ class FolderSource(Source):
                     yield _unreadable(uri_of(path), error, doubtful=True)
 
     def _note_unlisted(self, error: OSError) -> None:
+        if isinstance(error, FileNotFoundError) and Path(error.filename) != self._path:
+            return  # removed since its parent was listed: what was in it has vanished
         self.unlisted.append(f"{uri_of(Path(error.filename))}: {error.strerror}")
 
 
@@ -184,6 +189,8 @@ class StoreSource(Source):
             for entry in self._listed(folder):
                 path = entry["name"].rstrip("/")
                 name = path.rpartition("/")[2]
+                if entry["type"] == "directory" and path == folder != entry["name"]:
+                    yield _unreadable(f"{self._store.unstrip_protocol(folder)}//", _EMPTY_PART)
                 if path == folder or name.startswith("."):
                     continue
                 if entry["type"] == "directory":
@@ -198,13 +205,16 @@ class StoreSource(Source):
         """What is in a folder. Never part of a listing: what is missing there counts as gone."""
         try:
             with storage_errors():
-                entries = self._store.ls(folder, detail=True)
-        except FileNotFoundError:  # an object store has no empty folders
-            return []
+                try:
+                    entries = self._store.ls(folder, detail=True)
+                except FileNotFoundError:  # an object store has no empty folders
+                    self._store.info(self._path)  # but the source is still there
+                    return []
         except OSError as error:
             self.unlisted.append(f"{self._store.unstrip_protocol(folder)}: {error.strerror}")
             return []
-        return sorted(entries, key=itemgetter("name"))
+        # Some stores repeat at the begin of a page what ended the last one.
+        return [entry for _, entry in sorted({entry["name"]: entry for entry in entries}.items())]
 
     def _found(self, path: str, name: str, entry: Mapping[str, Any]) -> Iterator[FoundFile]:
         uri = self._store.unstrip_protocol(path)
@@ -224,10 +234,29 @@ class StoreSource(Source):
 
 
 def _store_of(url: str) -> "tuple[AbstractFileSystem, str]":
+    from fsspec.implementations.local import LocalFileSystem
+
     try:
-        return object_store(url)
+        store, path = object_store(url)
+        if isinstance(store, LocalFileSystem):
+            raise SourceError(f"{url} is a folder of this machine; give its path, {path}")
+        again = _options_of(str(store.unstrip_protocol(path)))
     except OSError as error:
         raise SourceError(f"{url} cannot be opened: {error.strerror}") from error
+    if again != store.storage_options:
+        # Its images are read by their own URLs, and those of two servers would be the same.
+        raise SourceError(
+            f"{url} names a server or an account that the URLs of its images do not; only stores "
+            "of buckets are read, with whatever else they need from the environment"
+        )
+    return store, path
+
+
+def _options_of(url: str) -> dict[str, Any] | None:
+    try:
+        return dict(object_store(url)[0].storage_options)
+    except OSError:  # it needs what the URL does not say
+        return None
 
 
 def is_image_by_suffix(name: PurePath) -> bool | None:

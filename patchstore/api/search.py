@@ -55,7 +55,10 @@ async def search(request: Request, service: Annotated[Service, Depends(service_o
         go_on = service.patience()
         return await service.in_thread(_answer, service, body, _stored_or_vector(body), go_on)
     if media_type == "multipart/form-data":
-        form, content = await _read_form(request)
+        try:
+            form, content = await _read_form(request)
+        except UnicodeError:  # of a charset that its head names
+            raise Problem("body_invalid", "the form is not in the charset that it names") from None
         limit = service.settings.api_max_pixels
         question = ImageQuestion(
             content, form.region, max_pixels=limit, limit_name="PATCHSTORE_API_MAX_PIXELS"

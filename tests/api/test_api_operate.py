@@ -241,6 +241,45 @@ def test_a_head_without_end_ends_the_connection(http, before: bytes, sent: bytes
     assert answer.endswith(b"\r\n\r\nThe head is longer than 65536 bytes.")
 
 
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+@pytest.mark.parametrize("connection", [b"Upgrade, HTTP2-Settings", b"close, Upgrade"])
+def test_a_question_that_offers_another_protocol_is_answered_by_this_one(
+    http, connection: bytes, pieces: int
+) -> None:
+    """As Java's HttpClient and `curl --http2` ask; its body ran as a request of its own."""
+    body = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = (
+        b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Connection: %s\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+        b"Content-Length: %d\r\n\r\n"
+    ) % (connection, len(body))
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    sent = head + body + (b"" if b"close" in connection else last)
+    with socket.create_connection((http.base_url.host, http.base_url.port), 60) as socket_:
+        size = -(-len(sent) // pieces)
+        for start in range(0, len(sent), size):
+            socket_.sendall(sent[start : start + size])
+            time.sleep(0.05)
+        answer = b"".join(iter(lambda: socket_.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"/problems/body_invalid" in answer
+    assert b"invalid number" not in answer and b"EOF while parsing" not in answer
+    assert answer.count(b"HTTP/1.1 200 OK") == (0 if b"close" in connection else 1)
+
+
+def test_a_length_of_more_digits_than_python_reads_is_a_length(http) -> None:
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((http.base_url.host, http.base_url.port), 60) as connection:
+        connection.sendall(head + b"Content-Length: " + 5_000 * b"0" + b"2\r\n\r\n{}")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 422 ")
+
+
+def test_a_form_in_a_charset_that_does_not_fit_is_the_clients_mistake(http) -> None:
+    field = b'--XX\r\nContent-Disposition: form-data; name="spec"\r\n\r\ntiny\r\n--XX--\r\n'
+    kind = "multipart/form-data; charset=undefined; boundary=XX"
+    answer = http.post("/v1/search", content=field, headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["rule"]) == (400, "body_invalid")
+
+
 def test_chunks_of_a_body_whose_names_have_no_end_end_the_connection(http) -> None:
     head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection((http.base_url.host, http.base_url.port), 60) as connection:

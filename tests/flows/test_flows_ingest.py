@@ -28,6 +28,7 @@ from extractor.onnx import ExportedNetwork
 from extractor.spec import Recipe
 from flows import batch as steps
 from flows import models, scan
+from flows.errors import PrefectApiError
 from flows.sources import FolderSource
 from patchstore.store import register
 
@@ -369,6 +370,7 @@ def test_the_check_of_precisions_ends_with_its_run(
     ("error", "attempts"),
     [
         (ConfigurationError("the database refused: permission denied"), 0),
+        (PrefectApiError("PATCHSTORE_GPU_SLOT names a limit that is not there"), 0),
         (KeyboardInterrupt(), 0),
         (RuntimeError("something about this image"), 1),
     ],

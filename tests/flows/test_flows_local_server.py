@@ -159,3 +159,17 @@ def test_stopping_a_server_waits_until_it_is_gone(idle_server: Path) -> None:
     assert not Path(f"/proc/{server.pid}").exists()
     assert local_server.stop(idle_server) is False
     server.communicate()
+
+
+@pytest.mark.parametrize("given", [None, "intern.example", "127.0.0.1,intern.example"])
+def test_this_machine_is_reached_by_no_proxy(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv("NO_PROXY", given)
+    for _ in range(2):
+        environment._reach_by_no_proxy("127.0.0.1", "localhost")
+        listed = os.environ["no_proxy"].split(",")
+        assert os.environ["NO_PROXY"] == os.environ["no_proxy"]
+        expected = {"127.0.0.1", "localhost", *(given or "localhost").split(",")}
+        assert sorted(listed) == sorted(expected)

@@ -65,6 +65,8 @@ def test_a_cron_line_is_read_in_its_time_zone(read: Callable[..., Any]) -> None:
         ("0m", None, "UTC", "10s at least"),
         (None, "0 25 * * *", "UTC", "'0 25 * * *' is no cron line"),
         (None, "0 3 * * *", "Mars/Base", "'Mars/Base' is no time zone"),
+        (None, "0 3 * * *", "localtime", "'localtime' is no time zone"),
+        (None, "0 0 3 * * *", "UTC", "'0 0 3 * * *' is no cron line"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_what_was_expected(

@@ -124,6 +124,14 @@ def test_a_folder_that_cannot_be_listed_is_noted(
     assert source.unlisted == [f"{folder / 'locked'}: Permission denied"]
 
 
+def test_a_folder_that_is_removed_while_others_are_read_is_gone(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    source = FolderSource(folder)
+    for removed, unlisted in ((folder / "deep", 0), (folder, 1)):
+        source._note_unlisted(FileNotFoundError(2, "No such file or directory", str(removed)))
+        assert len(source.unlisted) == unlisted
+
+
 def test_an_unlisted_folder_whose_name_is_no_text_is_named_by_its_uri(folder: Path) -> None:
     source = FolderSource(folder)
     source._note_unlisted(PermissionError(13, "Permission denied", os.fsdecode(b"/photos/caf\xe9")))

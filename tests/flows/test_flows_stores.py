@@ -98,6 +98,53 @@ def test_a_folder_that_cannot_be_listed_is_noted_and_the_others_are_listed(
     assert source.unlisted == [f"{bucket.url}/locked: Access Denied"]
 
 
+def test_what_lies_below_an_empty_part_of_a_name_is_told(bucket: Any) -> None:
+    for key in ("photos/a.jpg", "photos//b.jpg", "photos/deep//c.jpg"):
+        bucket.put(key, b"x")
+    found = {file.uri: file.error for file in source_at(f"{bucket.url}/photos").files()}
+    said = "cannot be read: what is below a name with an empty part, //, is not read; rename it"
+    assert found == {
+        f"{bucket.url}/photos/a.jpg": None,
+        f"{bucket.url}/photos//": said,
+        f"{bucket.url}/photos/deep//": said,
+    }
+
+
+def test_an_object_that_is_listed_twice_is_one(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a.jpg", b"x")
+    source = source_at(bucket.url)
+    assert isinstance(source, StoreSource)
+    ls = source._store.ls
+    monkeypatch.setattr(source._store, "ls", lambda *args, **more: 2 * ls(*args, **more))
+    assert names(source) == ["a.jpg"]
+
+
+def test_a_store_that_is_gone_halfway_has_not_lost_its_images(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a.jpg", b"x")
+    bucket.put("deep/b.jpg", b"x")
+    source = source_at(bucket.url)
+    assert isinstance(source, StoreSource)
+    store = source._store
+    ls = store.ls
+
+    def missing(*_arguments: Any, **_options: Any) -> Any:
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    def listed(folder: str, **options: Any) -> Any:
+        found = ls(folder, **options)
+        monkeypatch.setattr(store, "ls", missing)
+        monkeypatch.setattr(store, "info", missing)
+        return found
+
+    monkeypatch.setattr(store, "ls", listed)
+    assert names(source) == ["a.jpg"]
+    assert source.unlisted == [f"{bucket.url}/deep: No such file or directory"]
+
+
 @pytest.mark.parametrize(
     ("place", "said"),
     [
@@ -105,6 +152,8 @@ def test_a_folder_that_cannot_be_listed_is_noted_and_the_others_are_listed(
         ("s3://", "is a whole store; give a bucket of it, or what begins in one"),
         ("nope://x", "cannot be opened: Protocol not known: nope"),
         ("simplecache::s3://x", "cannot be opened: a chain of stores is not read"),
+        ("local:///photos", "is a folder of this machine; give its path, /photos"),
+        ("webhdfs://one.example/photos", "names a server or an account that the URLs of its"),
     ],
 )
 def test_what_is_no_source_is_refused_in_words(s3: Any, place: str, said: str) -> None:
