@@ -24,7 +24,10 @@ from .settings import StoreSettings
 logger = logging.getLogger(__name__)
 
 DATABASE = "patchstore"
-RECOVERY_S = 30.0
+RECOVERY_S = 300.0
+_SOCKET = ".s.PGSQL.5432"
+# unix(7). For a longer path the library takes a folder of everybody's, with a socket for everybody.
+_LONGEST_SOCKET = 107
 
 
 def database_url(settings: StoreSettings | None = None) -> URL:
@@ -95,15 +98,16 @@ def _forget_dead(pgdata: Path) -> None:
 
     The library would take that for the server: wait for it, or stop it.
     """
-    file = pgdata / "postmaster.pid"
     with FolderLock(pgdata.parent):  # within it a server is started, which empties the file first
-        try:
-            number = file.read_text().partition("\n")[0]
-        except FileNotFoundError:
-            return
-        if not (number.isdecimal() and _serves(int(number), pgdata)):
-            logger.info("removing %s, which a killed server left", file)
-            file.unlink()
+        # The lock of its socket, too: Postgres itself asks only whether there is such a process.
+        for file in (pgdata / "postmaster.pid", pgdata / f"{_SOCKET}.lock"):
+            try:
+                number = file.read_text().partition("\n")[0].strip()
+            except FileNotFoundError:
+                continue
+            if not (number.isdecimal() and _serves(int(number), pgdata)):
+                logger.info("removing %s, which a killed server left", file)
+                file.unlink()
 
 
 def _serves(pid: int, pgdata: Path) -> bool:
@@ -123,7 +127,31 @@ def _embedded(pgdata: Path) -> Any:
     servers = _import_server()
     # Its own lock is a file in the machine's temporary folder, which belongs to its first user.
     servers.PostgresServer._lock = FolderLock(pgdata.parent)
-    return servers.get_server(pgdata, cleanup_mode=None)
+    _wait_while_it_starts(pgdata)
+    try:
+        return servers.get_server(pgdata, cleanup_mode=None)
+    except subprocess.TimeoutExpired:  # it gives a server 10 s, and one that recovers goes on
+        servers.PostgresServer._instances.pop(pgdata.resolve(), None)
+        _wait_while_it_starts(pgdata)
+        return servers.get_server(pgdata, cleanup_mode=None)
+
+
+def _wait_while_it_starts(pgdata: Path) -> None:
+    """Waits for a server that recovers from a crash: the library would take it for a broken one."""
+    deadline = time.monotonic() + RECOVERY_S
+    while True:
+        try:
+            state = (pgdata / "postmaster.pid").read_text().splitlines()[7:8]
+        except FileNotFoundError:
+            return
+        if "".join(state).strip() not in ("", "starting"):
+            return
+        if time.monotonic() > deadline:
+            raise ConfigurationError(
+                f"the embedded Postgres in {pgdata} is still recovering from a crash; try again in "
+                f"a while, see {pgdata / 'log'}"
+            )
+        time.sleep(0.2)
 
 
 def _import_server() -> Any:
@@ -143,6 +171,12 @@ def _start_embedded(home: Path) -> URL:
         raise ConfigurationError(
             f"the embedded Postgres cannot run in a folder with a space in its path, {home}; "
             "set PATCHSTORE_HOME to another one, or PATCHSTORE_DATABASE_URL"
+        )
+    if len(os.fsencode(pgdata / _SOCKET)) > _LONGEST_SOCKET:
+        raise ConfigurationError(
+            f"the embedded Postgres cannot run in a folder with so long a path, {home}: its socket "
+            f"may have {_LONGEST_SOCKET} bytes; set PATCHSTORE_HOME to another one, or "
+            "PATCHSTORE_DATABASE_URL"
         )
     try:
         home.mkdir(parents=True, exist_ok=True)

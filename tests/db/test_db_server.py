@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import psycopg
 import pytest
 
@@ -18,6 +19,11 @@ from db.settings import StoreSettings
 def test_a_home_with_a_space_in_its_path_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"a space in its path.*PATCHSTORE_HOME"):
         _start_embedded(tmp_path / "my home")
+
+
+def test_a_home_whose_socket_would_lie_in_a_folder_of_everybodys_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"so long a path.*PATCHSTORE_HOME"):
+        _start_embedded(tmp_path / ("long" * 25))
 
 
 def test_who_starts_it_locks_the_home_and_not_a_file_of_the_machine(server, home):
@@ -49,6 +55,31 @@ def test_a_number_that_another_process_has_now_is_no_server(tmp_path, stranger):
     assert db.server.stop_embedded(StoreSettings(home=tmp_path)) is False
     assert stranger.poll() is None
     assert not left.exists()
+
+
+def test_the_lock_of_a_killed_servers_socket_keeps_no_other_from_starting(tmp_path_factory):
+    home = tmp_path_factory.mktemp("h")
+    assert _start_embedded(home)
+    number = int((home / "postgres" / "postmaster.pid").read_text().partition("\n")[0])
+    psutil.Process(number).kill()
+    psutil.wait_procs([psutil.Process(number)] if psutil.pid_exists(number) else [], timeout=30)
+    # The server of root is another user's, and Postgres asks only about that user's processes.
+    user = None if os.geteuid() else "pgserver"
+    with subprocess.Popen(["sleep", "600"], user=user) as stranger:
+        for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+            left = home / "postgres" / name
+            left.write_text(left.read_text().replace(str(number), str(stranger.pid)))
+        told = url_of(home)
+        stranger.kill()
+    assert told.returncode == 0, told.stderr
+    db.server.stop_embedded(StoreSettings(home=home))
+
+
+def url_of(home):
+    """`patchstore db url`, in a process of its own."""
+    command = [sys.executable, "-m", "patchstore", "db", "url"]
+    own = {**os.environ, "PATCHSTORE_HOME": str(home)}
+    return subprocess.run(command, env=own, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("torn", ["", "\n", "12", "four"])
@@ -84,3 +115,29 @@ def test_a_server_that_recovers_from_a_crash_is_waited_for(server, monkeypatch):
     monkeypatch.setattr(db.server.psycopg, "connect", recovering)
     _create_database(server)
     assert len(tries) == 3
+
+
+STARTING = "123\n{folder}\n1700000000\n5432\n{folder}\n\n1 2\n{state}\n"
+
+
+@pytest.mark.parametrize("ends", ["ready   ", None])
+def test_a_server_that_still_starts_is_waited_for(tmp_path, monkeypatch, ends):
+    pid = tmp_path / "postmaster.pid"
+    pid.write_text(STARTING.format(folder=tmp_path, state="starting"))
+    looks = []
+
+    def sleep(_seconds):
+        looks.append(1)
+        if len(looks) == 3:
+            pid.write_text(STARTING.format(folder=tmp_path, state=ends)) if ends else pid.unlink()
+
+    monkeypatch.setattr(db.server.time, "sleep", sleep)
+    db.server._wait_while_it_starts(tmp_path)
+    assert len(looks) == 3
+
+
+def test_a_server_that_recovers_for_long_is_said_to(tmp_path, monkeypatch):
+    (tmp_path / "postmaster.pid").write_text(STARTING.format(folder=tmp_path, state="starting"))
+    monkeypatch.setattr(db.server, "RECOVERY_S", 0)
+    with pytest.raises(ConfigurationError, match="still recovering from a crash; try again"):
+        db.server._wait_while_it_starts(tmp_path)

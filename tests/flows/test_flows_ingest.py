@@ -59,11 +59,12 @@ def logs_of(state: Any) -> list[Any]:
     of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id]))
     logs: list[Any] = []
     with get_client(sync_client=True) as client:
-        for _ in range(300):  # lines are sent every other second
-            logs = client.read_logs(of_run)
-            if any(log.message.startswith("Finished in state") for log in logs):
+        for _ in range(300):  # lines are sent every other second, and may overtake each other
+            before, logs = logs, client.read_logs(of_run)
+            whole = any(log.message.startswith("Finished in state") for log in logs)
+            if whole and len(logs) == len(before):
                 break
-            threading.Event().wait(0.1)
+            threading.Event().wait(0.3)
     return logs
 
 
