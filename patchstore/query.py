@@ -45,6 +45,7 @@ PARTS = 64  # patches of a region that are asked about at most
 HITS_A_PART = 50
 MOST_HITS_A_PART = 500  # where many images are asked for
 MOST_ROUNDS = 8
+MOST_ALONE = 50  # images that are compared by themselves
 
 Pixels = NDArray[np.uint8]
 Vectors = NDArray[np.float32]
@@ -279,22 +280,37 @@ def _by_arrangement(
     hits_a_part = min(max(HITS_A_PART, options.k), MOST_HITS_A_PART)
     per_part = replace(options, by="patch", k=hits_a_part)
     found: list[list[Hit]] = [[] for _ in parts]
-    seen: set[int] = set()
-    exact = True
-    for _ in range(MOST_ROUNDS):
+    seen: list[int] = []  # images, the nearest first
+    exact, whole = True, True
+
+    def look(asked_for: SearchOptions) -> list[int]:
+        nonlocal exact, whole
         go_on()
-        others = replace(per_part, other_than=(*options.other_than, *seen))
-        answers = search_many(engine, spec, vectors, others)
+        answers = search_many(engine, spec, vectors, asked_for)
         for hits, answer in zip(found, answers, strict=True):
             hits += answer.hits
         exact &= all(answer.exact for answer in answers)
-        new = {hit.image_id for answer in answers for hit in answer.hits}
-        seen |= new
+        whole &= all(len(answer.hits) < asked_for.k for answer in answers)
+        near = sorted((hit for answer in answers for hit in answer.hits), key=_distance)
+        return list(dict.fromkeys(hit.image_id for hit in near))
+
+    for _ in range(MOST_ROUNDS):
+        new = look(replace(per_part, other_than=(*options.other_than, *seen)))
+        seen += new
         # At a fine stride the nearest patches of all parts may be of one image: look beyond it.
         if len(seen) >= options.k or not new:
             break
+    if not whole:  # nearer images took places of a part's hits: each is asked by itself
+        alone = seen[: min(2 * options.k, MOST_ALONE)]
+        found = [[hit for hit in hits if hit.image_id not in alone] for hits in found]
+        for image_id in alone:
+            look(replace(per_part, image_ids=(image_id,)))
     hits = rank_by_arrangement(parts, found, options.k, tolerance=recipe.stride)
     return Answer(hits, exact=exact)
+
+
+def _distance(hit: Hit) -> float:
+    return hit.distance
 
 
 def prepare(

@@ -140,6 +140,21 @@ def test_images_are_ranked_by_arrangement_beyond_those_whose_patches_are_all_nea
     assert len({hit["image_id"] for hit in answer["hits"]}) == 4
 
 
+@pytest.mark.parametrize("k", [3, 4, 5])
+def test_how_many_patches_of_an_image_agree_does_not_depend_on_how_many_images_are_asked_for(
+    http, shelf, monkeypatch, k: int
+) -> None:
+    monkeypatch.setattr(query, "HITS_A_PART", 2)
+    monkeypatch.setattr(query, "MOST_HITS_A_PART", 2)
+    picture = shelf.content("3.png")
+    hits = asked_by_picture(http, picture, k=k, consistent=True)["hits"]
+    for hit in hits:
+        only = {"image_ids": json.dumps([hit["image_id"]]), "consistent": True}
+        (alone,) = asked_by_picture(http, picture, k=1, **only)["hits"]
+        assert (hit["matched"], hit["box"]) == (alone["matched"], alone["box"])
+    assert [hit["matched"] for hit in hits] == sorted((h["matched"] for h in hits), reverse=True)
+
+
 def test_a_question_that_was_given_up_on_asks_the_store_no_further(
     shelf, serve, monkeypatch, wait_until
 ) -> None:
