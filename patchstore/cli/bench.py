@@ -1,6 +1,5 @@
 """`patchstore bench`: which spec and which machine, before an archive is computed."""
 
-import signal
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -10,8 +9,7 @@ import typer
 
 from .console import FAILED, fail, print_json, say
 from .spec import Backbone, Weights
-
-TERMINATED = 128 + signal.SIGTERM
+from .startup import end_in_order
 
 
 class Case(StrEnum):
@@ -79,8 +77,7 @@ def bench(
         run.check_plots()
         plots.mkdir(parents=True, exist_ok=True)
     resolve(options.recipe())  # a wrong name is said at once
-    # Servers and folders of its own go with it.
-    signal.signal(signal.SIGTERM, _leave)
+    end_in_order()  # servers and folders of its own go with it
     with tempfile.TemporaryDirectory(prefix="patchstore-pictures-") as temporary:
         work = Path(temporary)
         if folder is None:
@@ -109,8 +106,3 @@ def bench(
         say(f"not a figure: {doubt}")
     if doubts:
         raise SystemExit(FAILED)
-
-
-def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what is put away meanwhile goes
-    raise SystemExit(TERMINATED)

@@ -8,6 +8,7 @@ import typer
 from patchstore.errors import PatchstoreError
 
 from .console import out, print_json, print_line, print_table, say
+from .startup import end_in_order
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -117,6 +118,7 @@ def export(
     from patchstore.store import open_store
 
     check_target(to)
+    end_in_order()
     engine = open_store()
     count = write_matrix(engine, get_spec(engine, spec), to)
     say(f"wrote {count} vectors to {to}")
@@ -146,6 +148,7 @@ def neighbours(
     from .progress import ShareBar
 
     check_target(to)
+    end_in_order()
     engine = open_store()
     options = NeighbourOptions(k, other_images, exact, max_distance)
     with ShareBar() as bar:

@@ -3,10 +3,13 @@
 import atexit
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+TERMINATED = 128 + signal.SIGTERM
 
 
 @contextmanager
@@ -45,3 +48,13 @@ class Leaving:
             with suppress(OSError, ValueError):  # closed by whoever read it
                 stream.flush()
         os._exit(self.code)
+
+
+def end_in_order() -> None:
+    """Lets SIGTERM end the process as an error would: what was begun is put away on the way."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what is put away meanwhile goes
+    raise SystemExit(TERMINATED)

@@ -1,5 +1,9 @@
 """What is printed is what there is: no name is changed, no row is broken."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from patchstore.cli import console
@@ -29,3 +33,19 @@ def test_a_row_with_a_long_uri_is_one_line(
         [uri, "0.25"],
         ["b.jpg", "1"],
     ]
+
+
+ENDED = """
+import os, signal, sys, tempfile
+from patchstore.cli.startup import end_in_order
+end_in_order()
+with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("went on")
+"""
+
+
+def test_what_is_ended_by_sigterm_puts_away_what_it_had_begun(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", ENDED, tmp_path], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, "")
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from db.settings import StoreSettings
 from extractor.settings import ExtractorSettings
+from patchstore.api.settings import ServeSettings
 from patchstore.errors import causes
 
 
@@ -13,6 +14,10 @@ from patchstore.errors import causes
     [
         (StoreSettings, "LEASE_S", "hidden-word", "a valid number"),
         (ExtractorSettings, "BATCH_SIZE", "0", "greater than or equal to 1"),
+        (ServeSettings, "API_MAX_UPLOAD_MB", "inf", "a finite number"),
+        (ServeSettings, "API_REQUEST_TIMEOUT_S", "inf", "less than or equal to 2147483"),
+        (ServeSettings, "API_STATEMENT_TIMEOUT_S", "3000000", "less than or equal to 2147483"),
+        (ServeSettings, "API_STATEMENT_TIMEOUT_S", "0.0001", "greater than or equal to 0.001"),
     ],
 )
 def test_a_refused_setting_is_named_as_it_was_set(settings, name, value, reason, monkeypatch):
