@@ -62,7 +62,8 @@ def scan(
                 counts.unchanged += len(unchanged)
             same = set(unchanged)
             others = (file for file in files if file.uri not in same)
-            if seen := list(pool.map(lambda file: look(source, file, max_pixels), others)):
+            looked = pool.map(lambda file: look(source, file, max_pixels), others)
+            if seen := [file for file in looked if file is not None]:
                 add(counts, record_files(engine, source_id, spec, seen, started))
     if not counts.found and not allow_empty:
         note_emptied(engine, source, source_id)
@@ -108,8 +109,9 @@ def is_unchanged(file: FoundFile, known: KnownFile | None) -> bool:
     )
 
 
-def look(source: Source, file: FoundFile, max_pixels: int) -> SeenFile:
-    """Reads a file for its digest and the size in its header, in little memory."""
+def look(source: Source, file: FoundFile, max_pixels: int) -> SeenFile | None:
+    """Reads a file for its digest and the size in its header, in little memory; None where it is
+    gone since it was listed."""
     if file.error is not None:
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=file.error)
     try:
@@ -117,6 +119,8 @@ def look(source: Source, file: FoundFile, max_pixels: int) -> SeenFile:
             digest = hashlib.file_digest(content, "sha256").digest()
             size_bytes = content.tell()
             width, height = header_size(content, max_pixels)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         reason = f"{UNREAD}{error.strerror or error}"
         return SeenFile(file.uri, file.size_bytes, file.mark, None, error=reason)

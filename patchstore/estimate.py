@@ -146,11 +146,14 @@ def _survey(engine: Engine, stored: StoredSpec, source: Source, *, allow_empty: 
         images = images_of(source, chunk, known)
         same = {file.uri for file in images if is_unchanged(file, known.get(file.uri))}
         due |= {file.uri for file in images} - same
-        looked = [(file, look(source, file, max_pixels)) for file in images if file.uri in due]
+        wanted = [file for file in images if file.uri in due]
+        seen_or_gone = ((file, look(source, file, max_pixels)) for file in wanted)
+        looked = [(file, seen) for file, seen in seen_or_gone if seen is not None]
         differing = [seen for _, seen in looked if seen.uri not in same]
         add(found.counts, ScanCounts(found=len(same), unchanged=len(same)))
         add(found.counts, compare_files(engine, known_source, differing))
-        found.listed |= {file.uri for file in images}
+        gone = {file.uri for file in wanted} - {file.uri for file, _ in looked}
+        found.listed |= {file.uri for file in images} - gone
         found.arrived |= {seen.sha256 for seen in differing if seen.uri not in known} - {None}
         covered |= contents_done(engine, stored, [s.sha256 for _, s in looked if s.sha256])
         for file, seen in looked:

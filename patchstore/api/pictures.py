@@ -46,7 +46,7 @@ class _File:
         try:
             mark = file_status(image.uri).mark
         except OSError as error:
-            raise _gone(image.uri, error) from error
+            raise _unread(image.uri, error) from error
         extent = image.width or 0, image.height or 0
         return cls(image.uri, image.sha256, extent, mark)
 
@@ -110,7 +110,7 @@ class Pictures:
         try:
             return read_stored(file.uri, bytes.fromhex(file.sha256), max_pixels=limit)
         except OSError as error:
-            raise _gone(file.uri, error) from error
+            raise _unread(file.uri, error) from error
         except ImageError as error:
             rule = _GONE if isinstance(error, ImageChanged) else "picture_unreadable"
             raise Problem(rule, f"{file.uri} cannot be shown: {error}") from error
@@ -123,5 +123,8 @@ def _encoded(shown: Image.Image, side: int) -> bytes:
     return buffer.getvalue()
 
 
-def _gone(uri: str, error: OSError) -> Problem:
-    return Problem(_GONE, f"{uri} cannot be read: {error.strerror}")
+def _unread(uri: str, error: OSError) -> Problem:
+    """Gone for who asks; or just now, by a fault of the storage or of this machine."""
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+    rule = _GONE if gone else "picture_unavailable"
+    return Problem(rule, f"{uri} cannot be read: {error.strerror}")

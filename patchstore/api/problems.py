@@ -83,6 +83,7 @@ RULES: dict[str, Rule] = {
     "patches_too_many": Rule(422, "The image has too many patches to list"),
     "picture_gone": Rule(404, "The picture is not there any more"),
     "picture_unreadable": Rule(404, "The picture is of a kind that is not read, or broken"),
+    "picture_unavailable": Rule(503, "The picture cannot be read just now"),
     "network_unavailable": Rule(503, "The network cannot be loaded"),
     "network_busy": Rule(503, "Too many questions are waiting"),
     "store_unavailable": Rule(503, "The database cannot be reached"),
@@ -96,6 +97,7 @@ _HEADERS: dict[str, dict[str, str]] = {
     "scope_missing": {"WWW-Authenticate": 'Bearer realm="patchstore", error="insufficient_scope"'},
     "spec_building": {"Retry-After": "5"},
     "network_busy": {"Retry-After": "1"},
+    "picture_unavailable": {"Retry-After": "5"},
     "store_unavailable": {"Retry-After": "5"},
 }
 _OF_PYTHON = re.compile(r"[\[(]|^constrained-")  # the names that pydantic gives to kinds of a union

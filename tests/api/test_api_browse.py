@@ -1,5 +1,6 @@
 """Looking at what is in the store, and its pictures."""
 
+import errno
 import hashlib
 import io
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from db.aliases import promote, remove_alias
-from patchstore.api import browse
+from patchstore.api import browse, pictures
 
 
 def get(http: httpx.Client, path: str, **query: object) -> dict:
@@ -137,6 +138,20 @@ def test_no_picture_is_shown_but_the_one_that_was_stored(own_shelf, serve, spoil
         answer = httpx.get(picture_url)
     assert (answer.status_code, answer.json()["rule"]) == (404, "picture_gone")
     assert str(path) in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("step", ["file_status", "read_stored"])
+def test_a_fault_of_the_storage_is_not_told_as_a_picture_that_is_gone(
+    own_shelf, serve, monkeypatch, step
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pictures, step, fail)
+    with serve(own_shelf.engine) as url:
+        answer = httpx.get(f"{url}/v1/images/{own_shelf.ids['0.png']}/picture.jpg")
+    assert (answer.status_code, answer.json()["rule"]) == (503, "picture_unavailable")
+    assert answer.headers["retry-after"] == "5"
 
 
 def test_a_picture_that_could_never_be_read_is_not_said_to_be_gone(own_shelf, serve) -> None:

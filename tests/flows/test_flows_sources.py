@@ -142,8 +142,17 @@ def test_the_size_of_an_image_is_known_where_the_limit_allows_it(folder: Path, p
     paint("a.png")
     source = FolderSource(folder)
     (file,) = source.files()
-    sizes = [look(source, file, most).width for most in (96 * 80 - 1, 96 * 80)]
-    assert sizes == [None, 96]
+    seen = [look(source, file, most) for most in (96 * 80 - 1, 96 * 80)]
+    assert [each and each.width for each in seen] == [None, 96]
+
+
+def test_a_file_that_is_gone_since_it_was_listed_is_no_failed_image(
+    folder: Path, paint: Any
+) -> None:
+    source = FolderSource(paint("a.png").parent)
+    (file,) = source.files()
+    (folder / "a.png").unlink()
+    assert look(source, file, DEFAULT_MAX_PIXELS) is None
 
 
 def test_a_file_is_looked_at_without_holding_it_in_memory(
@@ -154,6 +163,7 @@ def test_a_file_is_looked_at_without_holding_it_in_memory(
     source = FolderSource(folder)
     (file,) = source.files()
     seen = look(source, file, DEFAULT_MAX_PIXELS)
+    assert seen is not None
     assert (seen.sha256, seen.size_bytes) == (hashlib.sha256(content).digest(), len(content))
     assert (seen.width, seen.height) == read_size(content)
 
