@@ -164,14 +164,14 @@ def _patches(service: Service, image_id: int, name: str | None) -> Response:
 @router.get("/v1/images/{image_id}/picture.jpg", response_class=Response, responses=JPEG)
 async def picture(request: Request, service: Here, image_id: Id, side: Side = 1024) -> Response:
     """An image, upright, as a JPEG."""
-    found = await service.in_thread(service.pictures.of_image, image_id, side)
+    found = await service.show(service.pictures.of_image, image_id, side)
     return await _jpeg(request, service, found)
 
 
 @router.get("/v1/patches/{patch_id}/thumbnail.jpg", response_class=Response, responses=JPEG)
 async def thumbnail(request: Request, service: Here, patch_id: Id, side: Side = 224) -> Response:
     """A patch, cut from the original, as a JPEG."""
-    found = await service.in_thread(service.pictures.of_patch, patch_id, side)
+    found = await service.show(service.pictures.of_patch, patch_id, side)
     return await _jpeg(request, service, found)
 
 
@@ -203,7 +203,7 @@ async def _jpeg(request: Request, service: Service, found: Picture) -> Response:
     ]
     if found.etag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    content = await service.in_thread(service.pictures.jpeg, found)
+    content = await service.show(service.pictures.jpeg, found)
     return Response(content, media_type="image/jpeg", headers=headers)
 
 

@@ -35,6 +35,39 @@ SMALL_JSON_BYTES = 64_000
 T = TypeVar("T")
 
 
+class _Threads:
+    """Some threads, and how many calls may wait for one.
+
+    Not anyio's, whose cancel scope and limiter cost a tenth of a question.
+    """
+
+    def __init__(self, name: str, count: int, settings: ServeSettings) -> None:
+        self._threads = ThreadPoolExecutor(count, name)
+        self._most = settings.api_max_waiting
+        self._lock = threading.Lock()
+        self._in_hand = 0
+
+    async def run(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Raises Problem where too many are waiting."""
+        with self._lock:
+            if self._in_hand >= self._most:
+                raise Problem(
+                    "network_busy", f"{self._in_hand} requests are waiting; try again in a second"
+                )
+            self._in_hand += 1
+        future = self._threads.submit(call, *arguments, **options)
+        future.add_done_callback(self._let_go)  # later than the request that is given up on
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """Nothing new is begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _let_go(self, _future: Future[Any]) -> None:
+        with self._lock:
+            self._in_hand -= 1
+
+
 class Service:
     """One running service.
 
@@ -59,32 +92,27 @@ class Service:
         self._specs: TTLCache[str | None, StoredSpec] = TTLCache(1_000, ttl=SPEC_KEPT_S)
         self._lock = threading.Lock()
         # More threads than connections would only wait for one, but decode in the meantime.
-        self._threads = ThreadPoolExecutor(2 * settings.api_connections, "question")
+        self._questions = _Threads("question", 2 * settings.api_connections, settings)
+        # A disk that hangs keeps the threads of its pictures: questions have others.
+        self._pictures = _Threads("picture", settings.api_connections, settings)
         # Questions that wait, for a thread or for a connection, say nothing of health.
         self._prober = ThreadPoolExecutor(1, "probe")
         self._probed = make_engine(
             engine.url, vectors=False, connections=1, statement_timeout_s=PROBE_S, wait_s=PROBE_S
         )
-        self._in_hand = 0
         self._probe: Future[str] | None = None
 
     async def in_thread(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Runs what waits for the database or decodes; given up on when the request's time ends.
 
-        Not by anyio, whose cancel scope and limiter cost a tenth of a question.
-
         Raises:
             Problem: too many are waiting.
         """
-        with self._lock:
-            if self._in_hand >= self.settings.api_max_waiting:
-                raise Problem(
-                    "network_busy", f"{self._in_hand} requests are waiting; try again in a second"
-                )
-            self._in_hand += 1
-        future = self._threads.submit(call, *arguments, **options)
-        future.add_done_callback(self._let_go)  # later than the request that is given up on
-        return await asyncio.wrap_future(future)
+        return await self._questions.run(call, *arguments, **options)
+
+    async def show(self, call: Callable[..., T], *arguments: Any) -> T:
+        """As `in_thread`, for what opens the files of stored pictures."""
+        return await self._pictures.run(call, *arguments)
 
     def patience(self) -> Callable[[], None]:
         """What raises `timeout` once a request that came now has been given up on."""
@@ -123,10 +151,6 @@ class Service:
         except TimeoutError:
             return f"the database does not answer within {PROBE_S:g} s"
 
-    def _let_go(self, _future: Future[Any]) -> None:
-        with self._lock:
-            self._in_hand -= 1
-
     def spec(self, name: str | None) -> StoredSpec:
         """The spec of that name; without one the default, or the only one. Raises NotFound."""
         with self._lock:
@@ -139,7 +163,8 @@ class Service:
 
     def close(self) -> None:
         """Ends the network's thread and lets go of the database; nothing new is begun."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._questions.close()
+        self._pictures.close()
         self._prober.shutdown(wait=False, cancel_futures=True)
         self.embedder.close()
         self.metrics.close()

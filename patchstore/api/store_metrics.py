@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from prometheus_client import Metric
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 KEPT_S = 5.0  # several Prometheus servers ask at about the same time
 SHARE = 0.05  # of the time, at most, goes into reading: a ledger of millions is read less often
 TIMEOUT_S = 4.0  # of a statement, and for a connection; Prometheus gives up after 10
+ANSWER_S = 8.0  # for all of them: a frozen server does not end its own statements
 
 Rows = Iterable[tuple[Any, ...]]
 
@@ -109,38 +111,53 @@ class StoreMetrics(Collector):
             wait_s=TIMEOUT_S,
         )
         self._lock = threading.Lock()
+        self._reader = ThreadPoolExecutor(1, "gauges")
+        self._reading: Future[None] | None = None
         self._known: StoreGauges | None = None
         self._answers = False
         self._expires = 0.0
 
     def close(self) -> None:
         """Closes the connection."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
         self._engine.dispose()
 
     def collect(self) -> Iterator[Metric]:
         """`patchstore_up`, and the rest where the database answers."""
-        gauges = self._read()
-        yield _gauge("patchstore_up", "Whether the database answers.", (), [(self._answers,)])
+        answers, gauges = self._read()
+        yield _gauge("patchstore_up", "Whether the database answers.", (), [(answers,)])
         if gauges is not None:
             yield from _of_sources(gauges)
             yield from _of_specs(gauges)
             yield from _of_store(gauges)
 
-    def _read(self) -> StoreGauges | None:
-        with self._lock:
-            begun = time.monotonic()
-            if begun >= self._expires:
-                self._answers = True
-                try:
-                    self._known = read_gauges(self._engine)
-                except StoreTimeout as error:  # while millions wait; the last numbers stand
-                    logger.warning("the metrics of the store are late: %s", error)
-                except StoreError as error:  # the service's own numbers are told all the same
-                    logger.warning("no metrics of the store: %s", error)
-                    self._known, self._answers = None, False
-                now = time.monotonic()
-                self._expires = now + max(KEPT_S, (now - begun) / SHARE)
-            return self._known
+    def _read(self) -> tuple[bool, StoreGauges | None]:
+        """Whether the database answers, and what it last said."""
+        with self._lock:  # one reads, however many ask
+            if self._reading is None and time.monotonic() >= self._expires:
+                self._reading = self._reader.submit(self._refresh)
+            reading = self._reading
+        if reading is not None:
+            try:
+                reading.result(ANSWER_S)
+            except TimeoutError:
+                return False, None
+        return self._answers, self._known
+
+    def _refresh(self) -> None:
+        begun, answers = time.monotonic(), True
+        try:
+            self._known = read_gauges(self._engine)
+        except StoreTimeout as error:  # while millions wait; the last numbers stand
+            logger.warning("the metrics of the store are late: %s", error)
+        except StoreError as error:  # the service's own numbers are told all the same
+            logger.warning("no metrics of the store: %s", error)
+            self._known, answers = None, False
+        finally:
+            now = time.monotonic()
+            taken = min(now - begun, TIMEOUT_S) if answers else 0.0  # beyond that it was no work
+            self._answers, self._expires = answers, now + max(KEPT_S, taken / SHARE)
+            self._reading = None
 
 
 def _of_sources(gauges: StoreGauges) -> Iterator[Metric]:

@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import io
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -13,6 +15,7 @@ from sqlalchemy import text
 
 from db.aliases import promote, remove_alias
 from patchstore.api import browse, pictures
+from patchstore.api.settings import ServeSettings
 
 
 def get(http: httpx.Client, path: str, **query: object) -> dict:
@@ -152,6 +155,18 @@ def test_a_fault_of_the_storage_is_not_told_as_a_picture_that_is_gone(
         answer = httpx.get(f"{url}/v1/images/{own_shelf.ids['0.png']}/picture.jpg")
     assert (answer.status_code, answer.json()["rule"]) == (503, "picture_unavailable")
     assert answer.headers["retry-after"] == "5"
+
+
+def test_a_disk_that_hangs_keeps_no_question_waiting(own_shelf, serve, monkeypatch) -> None:
+    back = threading.Event()
+    monkeypatch.setattr(pictures, "file_status", lambda _uri: back.wait(30))
+    settings = ServeSettings(api_request_timeout_s=1, api_connections=2)
+    with serve(own_shelf.engine, settings) as url, ThreadPoolExecutor(8) as pool:
+        shown = [pool.submit(httpx.get, f"{url}/v1/patches/{n}/thumbnail.jpg") for n in range(1, 9)]
+        assert {each.result().status_code for each in shown} == {504}
+        answer = httpx.post(f"{url}/v1/search", json={"patch_id": 1})
+        back.set()
+    assert answer.status_code == 200
 
 
 def test_a_picture_that_could_never_be_read_is_not_said_to_be_gone(own_shelf, serve) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -144,6 +145,25 @@ def test_a_store_whose_numbers_take_long_is_not_down(own_shelf, serve, monkeypat
         told = scrape(url)
     assert value(told, "patchstore_up") == 1
     assert value(told, "patchstore_stored_images", spec=own_shelf.spec.name) == before > 0
+
+
+def test_a_database_that_is_frozen_is_down_within_a_scrape(own_shelf, serve, monkeypatch) -> None:
+    """It does not even end its own statements; afterwards it is asked again soon."""
+    frozen = threading.Event()
+    monkeypatch.setattr(store_metrics, "ANSWER_S", 0.2)
+    monkeypatch.setattr(store_metrics, "KEPT_S", 0.0)
+    monkeypatch.setattr(store_metrics, "SHARE", 1e9)
+
+    def read(engine: object) -> object:
+        assert frozen.wait(30)
+        return read_gauges(engine)
+
+    monkeypatch.setattr(store_metrics, "read_gauges", read)
+    with serve(own_shelf.engine) as url:
+        for _ in range(2):
+            assert value(scrape(url), "patchstore_up") == 0
+        frozen.set()
+        assert any(value(scrape(url), "patchstore_up") == 1 for _ in range(50))
 
 
 def test_scrapes_close_together_read_the_database_once(shelf, serve, monkeypatch) -> None:
