@@ -37,11 +37,10 @@ def upgrade(url: URL, revision: str = "head") -> bool:
         ConfigurationError: no pgvector, one older than 0.8.4, or no right to create it.
         SchemaError: a newer patchstore has made the schema.
     """
-    engine = make_engine(url, vectors=False)
+    # Whatever limit the role or the database has: rows are moved for as long as it takes.
+    engine = make_engine(url, vectors=False, statement_timeout_s=0)
     try:
         with store_errors(), engine.connect() as connection:
-            # Of the role or the database: rows are moved for as long as it takes.
-            connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
             connection.commit()
             ensure_extension(connection)

@@ -20,7 +20,10 @@ EXPORTED = {ONNX: FLOAT32, MNN: FLOAT32, OPENVINO: "bf16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # torch on a CPU; OpenVINO and ONNX Runtime; C++; ours of another runtime's; cuDNN and cuBLAS.
 _WITHOUT_MEMORY = (
-    *("can't allocate memory", "failed to allocate", "bad_alloc", "out of memory"),
+    "can't allocate memory",
+    "failed to allocate",
+    "bad_alloc",
+    "out of memory",
     "status_alloc_failed",
 )
 _CORES = torch.get_num_threads()

@@ -1,6 +1,5 @@
 """Where images come from. A source lists its files and reads one by its URI."""
 
-import errno
 import mimetypes
 import os
 import re
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedReader
+from operator import itemgetter
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +36,7 @@ MAGIC = re.compile(
 )
 MAGIC_BYTES = 12
 
-_EMPTY_PART = OSError(
-    errno.EINVAL, "what is below a name with an empty part, //, is not read; rename it"
-)
+_EMPTY_PART = f"{UNREAD}what is below a name with an empty part, //, is not read; rename it"
 _FOR_GOOD = " (one that was ingested and is gone for good: patchstore forget)"
 
 
@@ -190,7 +188,8 @@ class StoreSource(Source):
                 path = entry["name"].rstrip("/")
                 name = path.rpartition("/")[2]
                 if entry["type"] == "directory" and path == folder != entry["name"]:
-                    yield _unreadable(f"{self._store.unstrip_protocol(folder)}//", _EMPTY_PART)
+                    uri = f"{self._store.unstrip_protocol(folder)}//"
+                    yield FoundFile(uri, 0, "", _EMPTY_PART)
                 if path == folder or name.startswith("."):
                     continue
                 if entry["type"] == "directory":
@@ -214,7 +213,7 @@ class StoreSource(Source):
             self.unlisted.append(f"{self._store.unstrip_protocol(folder)}: {error.strerror}")
             return []
         # Some stores repeat at the begin of a page what ended the last one.
-        return [entry for _, entry in sorted({entry["name"]: entry for entry in entries}.items())]
+        return sorted({entry["name"]: entry for entry in entries}.values(), key=itemgetter("name"))
 
     def _found(self, path: str, name: str, entry: Mapping[str, Any]) -> Iterator[FoundFile]:
         uri = self._store.unstrip_protocol(path)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -291,7 +292,9 @@ def _by_arrangement(
             hits += answer.hits
         exact &= all(answer.exact for answer in answers)
         whole &= all(len(answer.hits) < asked_for.k for answer in answers)
-        near = sorted((hit for answer in answers for hit in answer.hits), key=_distance)
+        near = sorted(
+            (hit for answer in answers for hit in answer.hits), key=attrgetter("distance")
+        )
         return list(dict.fromkeys(hit.image_id for hit in near))
 
     for _ in range(MOST_ROUNDS):
@@ -307,10 +310,6 @@ def _by_arrangement(
             look(replace(per_part, image_ids=(image_id,)))
     hits = rank_by_arrangement(parts, found, options.k, tolerance=recipe.stride)
     return Answer(hits, exact=exact)
-
-
-def _distance(hit: Hit) -> float:
-    return hit.distance
 
 
 def prepare(

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extractor.errors import ImageError
-from extractor.images import read_image, read_size
+from extractor.images import digest, read_image, read_size
 from patchstore.errors import BenchError
 
 from .home import find_images, spread
@@ -56,7 +55,8 @@ def copied(original: Path, limit: int, work: Path) -> Pictures:
     for number, file in enumerate(spread(found, limit)):
         try:
             read_image(file)
-            content = sha256(file.read_bytes()).digest()
+            with file.open("rb", buffering=0) as opened:
+                content = digest(opened)
         except (ImageError, OSError):
             continue
         if content in seen:

@@ -18,6 +18,12 @@ def names(source: Source) -> list[str]:
     return [PurePosixPath(file.uri).name for file in source.files()]
 
 
+def opened(url: str) -> StoreSource:
+    source = source_at(url)
+    assert isinstance(source, StoreSource)
+    return source
+
+
 def test_images_are_found_in_a_stable_order_at_every_depth(bucket: Any) -> None:
     for key in ("photos/b.jpg", "photos/a.PNG", "photos/deep/er/c.tif", "other/d.jpg"):
         bucket.put(key, b"x")
@@ -50,8 +56,7 @@ def test_an_object_without_suffix_that_cannot_be_opened_is_doubtful(
     bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put("scan0001", JPEG)
-    source = source_at(bucket.url)
-    assert isinstance(source, StoreSource)
+    source = opened(bucket.url)
     monkeypatch.setattr(source._store, "cat_file", refuse)
     (file,) = source.files()
     assert (file.doubtful, file.error) == (True, "cannot be read: Access Denied")
@@ -86,8 +91,7 @@ def test_a_folder_that_cannot_be_listed_is_noted_and_the_others_are_listed(
 ) -> None:
     bucket.put("a.jpg", b"x")
     bucket.put("locked/b.jpg", b"x")
-    source = source_at(bucket.url)
-    assert isinstance(source, StoreSource)
+    source = opened(bucket.url)
     ls = source._store.ls
 
     def listed(folder: str, **options: Any) -> Any:
@@ -114,8 +118,7 @@ def test_an_object_that_is_listed_twice_is_one(
     bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put("a.jpg", b"x")
-    source = source_at(bucket.url)
-    assert isinstance(source, StoreSource)
+    source = opened(bucket.url)
     ls = source._store.ls
     monkeypatch.setattr(source._store, "ls", lambda *args, **more: 2 * ls(*args, **more))
     assert names(source) == ["a.jpg"]
@@ -126,8 +129,7 @@ def test_a_store_that_is_gone_halfway_has_not_lost_its_images(
 ) -> None:
     bucket.put("a.jpg", b"x")
     bucket.put("deep/b.jpg", b"x")
-    source = source_at(bucket.url)
-    assert isinstance(source, StoreSource)
+    source = opened(bucket.url)
     store = source._store
     ls = store.ls
 
@@ -224,8 +226,7 @@ def test_a_store_that_tells_no_changes_fails_its_images_with_that_reason(
 ) -> None:
     for key in ("a.jpg", "b.txt"):
         bucket.put(key, b"x")
-    source = source_at(bucket.url)
-    assert isinstance(source, StoreSource)
+    source = opened(bucket.url)
     ls = source._store.ls
 
     def bare(folder: str, **options: Any) -> list[dict[str, Any]]:
