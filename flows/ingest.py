@@ -7,6 +7,7 @@ leases of a dead run free and goes on.
 import json
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ from extractor.spec import FeatureSpec
 from .artifacts import outcome, publish, tag_run
 from .batch import Batch
 from .environment import let_libraries_log
-from .errors import SourceError, is_of_the_run
+from .errors import FlowError, SourceError, is_of_the_run
 from .gpu import gpu_slot
 from .heartbeat import Heartbeat
 from .indexing import keep_index
@@ -56,7 +57,7 @@ from .progress import Listener, Summary, listener
 from .request import IngestRequest, Precision
 from .scan import scan
 from .settings import FlowSettings
-from .sources import Source, source_at
+from .sources import Source, root_of, source_at
 from .stages import Tally
 from .tasks import compute_features, extract_patches, lease_images, upsert_features
 
@@ -118,7 +119,11 @@ def ingest(request: IngestRequest) -> State[Any]:
     begun = time.monotonic()
     ExtractorSettings()  # what it refuses is told before a long scan, and not after
     engine = connect()
-    folder = source_at(request.source, may_be_gone=request.allow_empty)
+    try:
+        folder = source_at(request.source, may_be_gone=request.allow_empty)
+    except SourceError as error:
+        _note_refusal(engine, request, error)
+        raise
     if folder.gone and known_source(engine, folder.root) is None:
         raise SourceError(f"{request.source} does not exist, and was never ingested")
     stored = get_spec(engine, request.spec)
@@ -266,6 +271,16 @@ def _note_failure(run: _Run, error: BaseException) -> None:
             give_back(run.engine, run.id)
     except StoreError as second:  # the first one is what a person must hear of
         get_run_logger().warning("run %d could not be recorded as failed: %s", run.id, second)
+
+
+def _note_refusal(engine: Engine, request: IngestRequest, error: SourceError) -> None:
+    """Records a run that found no source, where there was one before: `status` must not say
+    completed of an earlier one."""
+    with suppress(FlowError, StoreError):  # the first one is what a person must hear of
+        source_id = known_source(engine, root_of(request.source))
+        if source_id is not None:
+            run_id = start_run(engine, source_id, get_spec(engine, request.spec))
+            finish_run(engine, run_id, "failed", json.dumps({"error": _why(error)}))
 
 
 def _finish(run: _Run, summary: Summary) -> list[Failure]:

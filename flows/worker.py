@@ -21,6 +21,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled
 from prefect.workers.process import ProcessWorker
@@ -31,6 +32,7 @@ from .prefect_api import prefect_api
 from .settings import FlowSettings
 
 RUNS_A_PAGE = 200  # the most that Prefect's server gives at once
+SKIP_EVERY_S = 60.0
 LEAVE_S = 8.0  # who stops a service usually kills it after ten
 
 
@@ -51,7 +53,7 @@ def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
     with prefect_api() as client:
         ensure_pool(client, pool)
         ensure_crash_detection(client, FlowSettings().crashed_after_s)
-        skip_missed(client, pool)
+    _skip(pool)
     try:
         asyncio.run(_work(pool, limit, healthcheck))
     except asyncio.CancelledError:
@@ -76,7 +78,7 @@ def _check_place() -> None:
 
 
 def skip_missed(client: SyncPrefectClient, pool: str) -> None:
-    """Cancels what was due while no worker was there, but the latest run of each deployment.
+    """Cancels what was due while no worker had room, but the latest run of each deployment.
 
     A run takes whatever is pending, so the earlier ones would find nothing to do. Runs that a
     person asked for stay.
@@ -99,9 +101,10 @@ def skip_missed(client: SyncPrefectClient, pool: str) -> None:
     latest = {run.deployment_id: run.id for run in reversed(runs)}
     for run in runs:
         if run.id != latest[run.deployment_id]:
-            client.set_flow_run_state(
-                run.id, Cancelled(message="missed; a later run stands for it")
-            )
+            with suppress(ObjectNotFound):  # deleted meanwhile
+                client.set_flow_run_state(
+                    run.id, Cancelled(message="missed; a later run stands for it")
+                )
 
 
 async def _work(pool: str, limit: int, healthcheck: bool) -> None:
@@ -113,11 +116,26 @@ async def _work(pool: str, limit: int, healthcheck: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     stop = asyncio.create_task(stopped.wait())
+    skipping = asyncio.create_task(_keep_skipping(pool))
     await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+    skipping.cancel()
     if not work.done():
         await _end_runs(others)
         work.cancel()
     await work
+
+
+async def _keep_skipping(pool: str) -> None:
+    """While a long run takes the worker's place, those of other deployments are missed, too."""
+    while True:
+        await asyncio.sleep(SKIP_EVERY_S)
+        with suppress(FlowError):  # the worker itself says where the API is away
+            await asyncio.to_thread(_skip, pool)
+
+
+def _skip(pool: str) -> None:
+    with prefect_api() as client:
+        skip_missed(client, pool)
 
 
 async def _end_runs(others: set[int]) -> None:

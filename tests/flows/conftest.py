@@ -15,6 +15,11 @@ from patchstore.store import register
 TINY = Recipe(backbone="squeezenet1_1", weights="random:0", patch_size=48, stride=24)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _prefect_knows_its_settings(prefect_api: str) -> None:
+    """Before any test of this folder imports Prefect, which reads its settings then."""
+
+
 @pytest.fixture
 def spec(store: Engine) -> StoredSpec:
     """An untrained SqueezeNet over patches of 48 pixels: 9 of them in a picture of 96 x 80."""

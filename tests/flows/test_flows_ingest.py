@@ -716,3 +716,18 @@ def test_images_of_many_modes_are_all_stored(ingest: Any, folder: Path) -> None:
 def test_a_run_is_planned_without_torch_which_only_a_batch_needs() -> None:
     command = "import flows.ingest, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_a_run_that_finds_no_source_any_more_is_on_record(
+    ingest: Any, paint: Paint, folder: Path, store: Engine
+) -> None:
+    paint("a.png")
+    ingest()
+    shutil.rmtree(folder)
+    for source in (folder, folder / "never-ingested"):
+        state, _ = ingest(source)
+        assert state.is_failed()
+    failed, before = last_runs(store)
+    assert (failed.state, before.state) == ("failed", "completed")
+    assert failed.summary is not None
+    assert "does not exist" in failed.summary["error"]

@@ -1,6 +1,8 @@
-"""What a worker does before it takes runs."""
+"""What a worker does beside the runs that it takes."""
 
+import asyncio
 import socket
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -63,3 +65,31 @@ def test_health_checks_that_nobody_could_answer_are_refused() -> None:
     said = str(refused.value)
     assert f"on 127.0.0.1:{port}: Address already in use" in said
     assert "set PREFECT_WORKER_WEBSERVER_PORT" in said
+
+
+def test_missed_runs_are_skipped_again_and_again_while_others_take_the_workers_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows import worker
+    from flows.errors import PrefectApiAway
+
+    asked, enough = [], threading.Event()
+
+    def skip(pool: str) -> None:
+        asked.append(pool)
+        if len(asked) == 1:
+            raise PrefectApiAway("just now")
+        if len(asked) == 3:
+            enough.set()
+
+    class Worker:
+        def __init__(self, **_options: object) -> None: ...
+
+        async def start(self, *, with_healthcheck: bool) -> None:
+            assert await asyncio.to_thread(enough.wait, 60)
+
+    monkeypatch.setattr(worker, "_skip", skip)
+    monkeypatch.setattr(worker, "SKIP_EVERY_S", 0.01)
+    monkeypatch.setattr(worker, "ProcessWorker", Worker)
+    asyncio.run(worker._work("factory", 1, False))
+    assert asked[:3] == ["factory"] * 3
