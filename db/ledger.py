@@ -19,7 +19,8 @@ from .specs import StoredSpec
 
 RUN_LOCK_CLASS = 0x70617463  # the first key of the advisory locks of live runs
 
-# How the reasons begin of files that could not be opened: whoever runs next tries these again.
+# How the reasons begin of files that could not be opened: whoever runs next tries these again, and
+# until then searches show what they showed before (schema 0014).
 UNREAD = "cannot be read: "
 
 # An image whose header could not be read, or claimed too much when it was last looked at.
@@ -387,7 +388,8 @@ def _made(row: Row[Any]) -> Lease:
 def fail_image(engine: Engine, lease: Lease, reason: str) -> bool:
     """Records a permanent failure with its reason; False if the lease was lost meanwhile.
 
-    A file whose new content fails shows its old content no longer.
+    A file whose new content fails shows its old content no longer, unless the new one could not be
+    read just now: a reason that begins with `UNREAD`.
     """
     with store_errors(), engine.begin() as connection:
         locked = lock_images(connection, [lease.image_id])

@@ -28,7 +28,8 @@ SELECT e.spec_id, e.image_id FROM patchstore.extraction e WHERE e.state = 'done'
       LEFT JOIN patchstore.extraction n ON n.spec_id = e.spec_id AND n.image_id = l.image_id
      WHERE l.vanished_at IS NULL AND (l.image_id = e.image_id OR (
            l.previous_image_id = e.image_id
-           AND (n.state IS NULL OR n.state IN ('pending', 'leased')))))
+           AND (n.state IS NULL OR n.state IN ('pending', 'leased')
+                OR n.error LIKE 'cannot be read: %'))))
 ORDER BY 1, 2
 """
 

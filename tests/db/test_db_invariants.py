@@ -65,13 +65,13 @@ class Ledger(RuleBasedStateMachine):
         if lost:
             self.held.remove((spec, lease))
 
-    @rule(which=st.integers(0, 9), release=st.booleans())
-    def give_up(self, which, release):
+    @rule(which=st.integers(0, 9), reason=st.sampled_from(["broken", f"{ledger.UNREAD}disk", None]))
+    def give_up(self, which, reason):
         _, lease = self.pick(which)
-        if lease is not None and release:
+        if lease is not None and reason is None:
             ledger.release_image(self.store.engine, lease)
         elif lease is not None:
-            ledger.fail_image(self.store.engine, lease, "broken")
+            ledger.fail_image(self.store.engine, lease, reason)
 
     @rule(spec=st.integers(0, 1), cap=st.integers(1, 3))
     def die_and_reclaim(self, spec, cap):

@@ -70,6 +70,28 @@ def test_a_new_content_that_fails_hides_the_old_one(store, spec):
     assert store.shown(spec) == set()
 
 
+def test_a_new_content_that_cannot_be_read_just_now_leaves_the_old_one_to_all_who_ask(store, spec):
+    store.ingest(spec, {"a": "1"})
+    store.scan(spec, {"a": "2"})
+    (lease,) = store.lease(spec)
+    assert ledger.fail_image(store.engine, lease, f"{ledger.UNREAD}Input/output error")
+    assert store.status(spec).failed == 1
+    assert same(store.shown_vectors(spec), store.content("1"))
+    asked = (
+        "similar_patches('tiny', CAST(:vector AS vector)",
+        "similar_to_patch('tiny', 'a', 0, 0",
+    )
+    vector = str(store.content("1")[0].tolist())
+    for call in asked:
+        for options in ("", ", exact => true", ", filter => '{}'", ", prefix => 'a'"):
+            hits = store.sql(f"SELECT uri FROM patchstore.{call}{options})", vector=vector)
+            assert set(hits) == {("a",)}, call + options
+    assert ledger.retry_failed(store.engine, spec.name, None, unread_only=True) == 1
+    (lease,) = store.lease(spec)
+    store.write(spec, lease, store.content("2"))
+    assert same(store.shown_vectors(spec), store.content("2"))
+
+
 def test_a_new_content_that_kills_its_workers_hides_the_old_one(store, spec):
     store.ingest(spec, {"a": "1"})
     store.scan(spec, {"a": "2"})
