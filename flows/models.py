@@ -31,7 +31,7 @@ SAMPLE_PATCHES = 32
 SAMPLE_IMAGES = 8
 
 T = TypeVar("T")
-Slot = Callable[[], AbstractContextManager[None]]
+Slot = Callable[[Callable[[], None]], AbstractContextManager[object]]
 
 _load_lock = threading.Lock()
 
@@ -95,7 +95,7 @@ class Model:
             precision: `auto`, or the name of an `extractor.device.Way`.
             images: how many are to be computed: what takes long to set up must repay.
             record: keep what `auto` finds in the store.
-            slot: held while the device works.
+            slot: held while the device works; calls what it is given while it waits.
             on_way: told how the vectors are computed, before the first ones are.
 
         Raises:
@@ -159,7 +159,7 @@ class Model:
     def _begin(
         self, images: Sequence[DecodedImage], at_work: ExitStack
     ) -> tuple[FeatureExtractor, Callable[[], list[PatchFeatures | ImageError]]]:
-        with self._slot():
+        with self._slot(self._check_wanted):
             at_work.enter_context(self._forward)  # until the results are there
             if self._extractor is None:
                 self._take(self._usable(self._choose(images)))

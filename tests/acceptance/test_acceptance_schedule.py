@@ -102,7 +102,7 @@ def test_a_killed_worker_blocks_nothing_and_loses_nothing(
     worker = start_worker()
     wait_for(lambda: standing("done") == 1)
 
-    with gpu_slot():  # the next run with work to do stops in the middle
+    with gpu_slot(lambda: None):  # the next run with work to do stops in the middle
         paint("b.png", 2)
         wait_for(lambda: standing("leased") == 1)
         kill(worker)
