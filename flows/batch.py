@@ -8,6 +8,9 @@ finished is not done twice.
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 
 from sqlalchemy import Engine
 
@@ -21,8 +24,8 @@ from extractor.images import digest, read_image
 from extractor.spec import FeatureSpec
 
 from .contact_sheet import ContactSheet
-from .errors import FlowError, TransientReadError, is_transient
-from .sources import Source
+from .errors import FlowError, SourceError, TransientReadError, is_transient
+from .sources import Doubt, Source
 from .stages import Clock
 
 logger = logging.getLogger(__name__)
@@ -73,34 +76,27 @@ def extract_patches(
 
     Raises:
         TransientReadError: some files could not be read; on the last try they fail instead.
+        SourceError: on the last try, the source itself does not answer any more.
     """
     troubled: list[str] = []
-    for lease in batch.unread():
-        try:
-            image = _decoded(source, lease, spec, max_pixels)
-        except ImageError as error:
-            batch.failed[lease.image_id] = str(error)
-        except FileNotFoundError:
-            batch.released.add(lease.image_id)  # the next scan finds it vanished
-        except OSError as error:
-            reason = f"{UNREAD}{error.strerror or error}"
-            # No waiting mends a permission; the next run looks again.
-            if last_try or isinstance(error, PermissionError):
-                batch.failed[lease.image_id] = reason
-            else:
-                troubled.append(f"{lease.uri} {reason}")
-        except Exception as error:  # a decoder's bug: this image fails, the batch goes on
-            logger.exception("%s: unexpected error while decoding", lease.uri)
-            reason = f"cannot be decoded: {type(error).__name__}: {error}"
-            batch.failed[lease.image_id] = reason
-        else:
-            if image is None:
-                batch.released.add(lease.image_id)  # the next scan finds it changed
-            else:
-                batch.decoded[lease.image_id] = image
-                if not lease.is_sized:
-                    height, width = image.pixels.shape[:2]
-                    batch.sizes[lease.image_id] = width, height
+    doubt = Doubt(source)
+    try:
+        with _decoding(source, batch.unread(), spec, max_pixels) as images:
+            for lease, image in images:
+                error = _take(batch, lease, image)
+                doubt.saw(unreadable=error is not None)
+                if error is None:
+                    continue
+                reason = f"{UNREAD}{error.strerror or error}"
+                # No waiting mends a permission; the next run looks again.
+                if last_try or isinstance(error, PermissionError):
+                    batch.failed[lease.image_id] = reason
+                else:
+                    troubled.append(f"{lease.uri} {reason}")
+    except SourceError as error:
+        if last_try:
+            raise
+        raise TransientReadError(str(error)) from error
     if troubled:
         raise TransientReadError(f"{len(troubled)} files, first: {troubled[0]}")
     return sum(len(image.grid.boxes) for image in batch.decoded.values())
@@ -184,6 +180,23 @@ def _give_back(batch: Batch, lease: Lease, engine: Engine) -> None:
         fail_image(engine, lease, reason)
 
 
+@contextmanager
+def _decoding(
+    source: Source, leases: Sequence[Lease], spec: FeatureSpec, max_pixels: int
+) -> Iterator[Iterator[tuple[Lease, "Future[DecodedImage | None]"]]]:
+    """Images in order, as many at a time as is best for the source; those not begun are let go."""
+    pool = ThreadPoolExecutor(source.readers, thread_name_prefix="read")
+    try:
+        # With the task's context, so that Prefect knows whose log lines these are.
+        images = [
+            pool.submit(copy_context().run, _decoded, source, lease, spec, max_pixels)
+            for lease in leases
+        ]
+        yield zip(leases, images, strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _decoded(
     source: Source, lease: Lease, spec: FeatureSpec, max_pixels: int
 ) -> DecodedImage | None:
@@ -194,6 +207,31 @@ def _decoded(
         pixels = read_image(content, max_pixels=max_pixels)
     height, width = pixels.shape[:2]
     return DecodedImage(pixels, spec_grid(spec, width, height))
+
+
+def _take(batch: Batch, lease: Lease, image: "Future[DecodedImage | None]") -> OSError | None:
+    """Notes what has become of an image; returns why its file could not be read just now."""
+    try:
+        decoded = image.result()
+    except ImageError as error:
+        batch.failed[lease.image_id] = str(error)
+    except FileNotFoundError:
+        batch.released.add(lease.image_id)  # the next scan finds it vanished
+    except OSError as error:
+        return error
+    except Exception as error:  # a decoder's bug: this image fails, the batch goes on
+        logger.exception("%s: unexpected error while decoding", lease.uri)
+        reason = f"cannot be decoded: {type(error).__name__}: {error}"
+        batch.failed[lease.image_id] = reason
+    else:
+        if decoded is None:
+            batch.released.add(lease.image_id)  # the next scan finds it changed
+        else:
+            batch.decoded[lease.image_id] = decoded
+            if not lease.is_sized:
+                height, width = decoded.pixels.shape[:2]
+                batch.sizes[lease.image_id] = width, height
+    return None
 
 
 def _is_of_no_image(error: Exception) -> bool:

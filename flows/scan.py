@@ -26,7 +26,8 @@ from db.specs import StoredSpec
 from extractor.errors import ImageError
 from extractor.images import read_size
 
-from .sources import FoundFile, Source
+from .errors import SourceError
+from .sources import Doubt, FoundFile, Source
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +49,13 @@ def scan(
 
     Unchanged files are not opened. New and changed ones are read once for their SHA-256 and the
     size in their header. A folder without an image is not listed, unless `allow_empty`.
+
+    Raises:
+        SourceError: its files cannot be read, nor can it be listed any more.
     """
     started = start_scan(engine)
     counts = ScanCounts()
-    with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
+    with ThreadPoolExecutor(max(threads, source.readers), thread_name_prefix="scan") as pool:
         for chunk in chunks(source.files(), CHUNK):
             known = known_files(engine, source_id, [file.uri for file in chunk])
             files = images_of(source, chunk, known)
@@ -63,7 +67,7 @@ def scan(
             same = set(unchanged)
             others = (file for file in files if file.uri not in same)
             looked = pool.map(lambda file: look(source, file, max_pixels), others)
-            if seen := [file for file in looked if file is not None]:
+            if seen := _doubted(source, looked, pool):
                 add(counts, record_files(engine, source_id, spec, seen, started))
     if not counts.found and not allow_empty:
         note_emptied(engine, source, source_id)
@@ -71,6 +75,23 @@ def scan(
         logger.error("%s; nothing is marked as vanished in this run", folder)
     counts.vanished = finish_scan(engine, source_id, spec, started, complete=not source.unlisted)
     return counts
+
+
+def _doubted(
+    source: Source, looked: Iterable[SeenFile | None], pool: ThreadPoolExecutor
+) -> list[SeenFile]:
+    """What was not gone. Raises SourceError, and looks no further, where the source is."""
+    doubt = Doubt(source)
+    seen: list[SeenFile] = []
+    try:
+        for file in looked:
+            if file is not None:
+                doubt.saw(unreadable=file.error is not None)
+                seen.append(file)
+    except SourceError:
+        pool.shutdown(cancel_futures=True)
+        raise
+    return seen
 
 
 def note_emptied(engine: Engine, source: Source, source_id: int) -> None:

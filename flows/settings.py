@@ -17,6 +17,7 @@ class FlowSettings(BaseSettings):
         3, ge=1, description="Batches in flight: one read, one computed, one written."
     )
     scan_threads: int = Field(4, ge=1, description="Threads that hash new files.")
+    read_threads: int = Field(8, ge=1, description="Objects of a store that are read at a time.")
     retries: int = Field(6, ge=0, description="Tries after a transient failure of a task.")
     retry_delay_s: float = Field(
         1.0, gt=0, description="First delay; it doubles with each try, with jitter."

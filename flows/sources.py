@@ -24,6 +24,7 @@ from extractor.images import Content, image_suffixes, read_content
 from extractor.uris import absolute, is_remote, path_of, uri_of
 
 from .errors import SourceError
+from .settings import FlowSettings
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -35,6 +36,7 @@ MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP|BM....\0\0\0\0", re.DOTALL
 )
 MAGIC_BYTES = 12
+IN_A_ROW = 3  # unreadable files before the source itself is in doubt: each may take minutes
 
 _EMPTY_PART = f"{UNREAD}what is below a name with an empty part, //, is not read; rename it"
 _FOR_GOOD = " (one that was ingested and is gone for good: patchstore forget)"
@@ -59,6 +61,7 @@ class Source(ABC):
 
     Attributes:
         root: by which the store knows it: a folder's absolute path, or a store's URL.
+        readers: how many of its files are best read at a time.
         gone: there is nothing of that name any more.
         others: files that are no images, hidden ones aside, counted while listing.
         unlisted: folders that could not be listed, with the reason; `scan` adds an emptied source.
@@ -66,6 +69,7 @@ class Source(ABC):
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self.readers = 1
         self.gone = False
         self.others = 0
         self.unlisted: list[str] = []
@@ -80,6 +84,10 @@ class Source(ABC):
         return iter(()) if self.gone else self._walk()
 
     @abstractmethod
+    def check(self) -> None:
+        """Raises SourceError unless it is there and can be listed at this moment."""
+
+    @abstractmethod
     def _walk(self) -> Iterator[FoundFile]: ...
 
     def open(self, uri: str) -> AbstractContextManager[BufferedReader]:
@@ -90,6 +98,22 @@ class Source(ABC):
         """The bytes of a file. Raises OSError; ImageTooLarge, as `read_content`."""
         with self.open(uri) as file:
             return read_content(file, max_pixels=max_pixels)
+
+
+class Doubt:
+    """Asks a source whether it is still there when some of its files in a row cannot be read."""
+
+    def __init__(self, source: Source) -> None:
+        """No file was read yet."""
+        self._source = source
+        self._in_a_row = 0
+
+    def saw(self, *, unreadable: bool) -> None:
+        """Counts a file. Raises SourceError where it is the source that does not answer."""
+        self._in_a_row = self._in_a_row + 1 if unreadable else 0
+        if self._in_a_row == IN_A_ROW:
+            self._in_a_row = 0
+            self._source.check()
 
 
 def source_at(place: str | Path, *, may_be_gone: bool = False) -> Source:
@@ -117,19 +141,23 @@ class FolderSource(Source):
     def __init__(self, folder: str | Path, *, may_be_gone: bool = False) -> None:
         """See `source_at`."""
         super().__init__(root_of(folder))
-        path = path_of(self.root)
-        self._path = path
-        self.gone = may_be_gone and not path.exists()
-        if self.gone:
-            return
+        self._name = folder
+        self._path = path_of(self.root)
+        self.gone = may_be_gone and not self._path.exists()
+        if not self.gone:
+            self.check()
+
+    def check(self) -> None:
+        """See `Source.check`."""
+        name, path = self._name, self._path
         if not path.exists():
-            raise SourceError(f"{folder} does not exist; expected a folder with images{_FOR_GOOD}")
+            raise SourceError(f"{name} does not exist; expected a folder with images{_FOR_GOOD}")
         if not path.is_dir():
-            raise SourceError(f"{folder} is a file; give the folder that holds it")
+            raise SourceError(f"{name} is a file; give the folder that holds it")
         try:
             os.scandir(path).close()
         except OSError as error:
-            raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
+            raise SourceError(f"{name} cannot be listed: {error.strerror}") from error
 
     def _walk(self) -> Iterator[FoundFile]:
         for folder, subfolders, names in os.walk(self._path, onerror=self._note_unlisted):
@@ -164,20 +192,33 @@ class StoreSource(Source):
         if not self._path.strip("/"):
             raise SourceError(f"{url} is a whole store; give a bucket of it, or what begins in one")
         super().__init__(self._store.unstrip_protocol(self._path))
+        self.readers = FlowSettings().read_threads
+        self._name = url
+        self.gone = not self._exists()
+        if self.gone and not may_be_gone:
+            raise self._missing()
+
+    def check(self) -> None:
+        """See `Source.check`."""
+        if not self._exists():
+            raise self._missing()
+
+    def _missing(self) -> SourceError:
+        return SourceError(
+            f"{self._name} does not exist or holds nothing; expected images{_FOR_GOOD}"
+        )
+
+    def _exists(self) -> bool:
         try:
             with storage_errors():
                 is_file = self._store.info(self._path)["type"] == "file"
         except FileNotFoundError:
-            self.gone = may_be_gone
-            if not may_be_gone:
-                raise SourceError(
-                    f"{url} does not exist or holds nothing; expected images{_FOR_GOOD}"
-                ) from None
+            return False
         except OSError as error:
-            raise SourceError(f"{url} cannot be listed: {error.strerror}") from error
-        else:
-            if is_file:
-                raise SourceError(f"{url} is a file; give what comes before its last /")
+            raise SourceError(f"{self._name} cannot be listed: {error.strerror}") from error
+        if is_file:
+            raise SourceError(f"{self._name} is a file; give what comes before its last /")
+        return True
 
     def _walk(self) -> Iterator[FoundFile]:
         folders = [self._path]

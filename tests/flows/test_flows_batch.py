@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +22,8 @@ from extractor.errors import DegenerateFeatures, ImageError
 from flows import batch as steps
 from flows.batch import Batch
 from flows.contact_sheet import ContactSheet
-from flows.errors import TransientReadError
-from flows.sources import FolderSource
+from flows.errors import SourceError, TransientReadError
+from flows.sources import FolderSource, StoreSource, source_at
 
 SPEC = SimpleNamespace(patch_size=48, stride=24, edge="cover", scales=(1.0,))
 Paint = Callable[..., Path]
@@ -102,6 +104,50 @@ def test_a_file_that_cannot_be_read_just_now_is_tried_again_and_fails_on_the_las
     read(batch, folder, last_try=True)
     assert reads == ["good.png", "bad.png", "bad.png"]
     assert batch.failed == {2: "cannot be read: Input/output error"}
+
+
+def test_a_source_that_is_gone_is_to_blame_and_not_its_files(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(1, [lease_of(paint(f"{n}.png", n), n) for n in range(9)])
+    source, reads = FolderSource(folder), []
+
+    def broken(_source: FolderSource, uri: str, _max_pixels: int) -> BytesIO:
+        reads.append(uri)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(FolderSource, "read", broken)
+    folder.rename(folder.with_name("unmounted"))
+    with pytest.raises(TransientReadError, match="does not exist"):
+        steps.extract_patches(batch, source, SPEC, 10**6, last_try=False)  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match="does not exist"):
+        steps.extract_patches(batch, source, SPEC, 10**6, last_try=True)  # type: ignore[arg-type]
+    assert not batch.failed.keys() - {0, 1}
+    folder.with_name("unmounted").rename(folder)
+    steps.extract_patches(batch, source, SPEC, 10**6, last_try=True)  # type: ignore[arg-type]
+    assert set(batch.failed) == set(range(9))
+
+
+def test_objects_of_a_store_are_read_side_by_side(
+    bucket: Any, folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(4)
+    leases = []
+    for n in range(8):
+        content = paint(f"{n}.png", n).read_bytes()
+        uri = bucket.put(f"{n}.png", content)
+        leases.append(Lease(1, n, n, uri, hashlib.sha256(content).digest(), len(content)))
+    monkeypatch.setenv("PATCHSTORE_READ_THREADS", "4")
+    source, read = source_at(bucket.url), StoreSource.read
+
+    def beside_others(source: StoreSource, uri: str, max_pixels: int) -> Any:
+        together.wait(60)
+        return read(source, uri, max_pixels)
+
+    monkeypatch.setattr(StoreSource, "read", beside_others)
+    batch = Batch(1, leases)
+    steps.extract_patches(batch, source, SPEC, 10**6, last_try=True)  # type: ignore[arg-type]
+    assert list(batch.decoded) == list(range(8))
 
 
 def test_a_file_without_permission_is_not_waited_for(

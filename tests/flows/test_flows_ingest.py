@@ -1,5 +1,6 @@
 """The ingest flow on a real Prefect API and a real Postgres."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -731,3 +732,27 @@ def test_a_run_that_finds_no_source_any_more_is_on_record(
     assert (failed.state, before.state) == ("failed", "completed")
     assert failed.summary is not None
     assert "does not exist" in failed.summary["error"]
+
+
+def test_a_source_that_goes_away_while_it_is_scanned_ends_the_run_and_no_image_is_to_blame(
+    ingest: Any, paint: Paint, folder: Path, store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(40):
+        paint(f"{n}.png", n)
+    asked: list[str] = []
+
+    def away(source: FolderSource, uri: str) -> Any:
+        asked.append(uri)
+        if folder.exists():
+            folder.rename(folder.with_name("unmounted"))
+        threading.Event().wait(0.1)  # the others are let go meanwhile
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setenv("PATCHSTORE_SCAN_THREADS", "1")
+    monkeypatch.setattr(FolderSource, "open", away)
+    assert ingest()[0].is_failed()
+    (run,) = last_runs(store)
+    assert run.summary is not None
+    assert "does not exist" in run.summary["error"]
+    assert len(asked) < 40
+    assert not failures(store)
