@@ -84,6 +84,7 @@ def create_app(
         service.metrics,
         timeout_s=settings.api_request_timeout_s,
         max_bytes=settings.max_upload_bytes,
+        max_held=settings.uploads_at_once_bytes,
         hosts=None if tokens else LOOPBACK | {address},
     )
 

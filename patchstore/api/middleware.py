@@ -38,6 +38,7 @@ class Requests:
         metrics: where requests are counted.
         timeout_s: after which a request is answered with `timeout`.
         max_bytes: of a body.
+        max_held: bytes of the bodies of all requests that are in hand.
         hosts: names that a request may be sent to; None: any. A page of another site could
             otherwise reach an unprotected service on this machine by a name of its own that
             resolves to it (DNS rebinding).
@@ -50,12 +51,14 @@ class Requests:
         *,
         timeout_s: float,
         max_bytes: int,
+        max_held: int,
         hosts: frozenset[str] | None,
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
+        self._held = _Held(max_held)
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,16 +84,23 @@ class Requests:
     async def _guarded(
         self, scope: Scope, headers: Headers, receive: Receive, answer: "_Answer"
     ) -> None:
+        body = _Limited(receive, self._max_bytes, self._held)
         try:
             self._check(headers)
             async with asyncio.timeout(self._timeout_s):
-                await self._app(scope, _Limited(receive, self._max_bytes), answer)
+                await self._app(scope, body, answer)
         except Exception as error:
             if answer.complete:  # and in the log
                 return
             if answer.status:  # too late for another answer: the connection is cut
                 raise
-            await respond(problem_of(error), scope)(scope, receive, answer)
+            problem = problem_of(error)
+            if problem.rule == "timeout" and body.is_awaited:
+                seconds = f"{self._timeout_s:g} s"
+                problem = Problem("body_timeout", f"the body did not arrive within {seconds}")
+            await respond(problem, scope)(scope, receive, answer)
+        finally:
+            self._held.bytes -= body.bytes
 
     def _check(self, headers: Headers) -> None:
         host = re.sub(r":\d+$", "", headers.get("host", "")).lower()
@@ -135,23 +145,47 @@ class _Answer:
             self.complete = not message.get("more_body", False)
 
 
-class _Limited:
-    """Receives a whole body, of at most so many bytes whatever its header claims."""
+class _Held:
+    """Bytes of the bodies of all requests that are in hand, and how many there may be."""
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.bytes = 0
+
+
+class _Limited:
+    """Receives a whole body, of at most so many bytes whatever its header claims.
+
+    Attributes:
+        bytes: that came.
+        is_awaited: whether more of it is to come, and is waited for at this moment.
+    """
+
+    def __init__(self, receive: Receive, max_bytes: int, held: _Held) -> None:
         self._receive = receive
-        self._left = max_bytes
         self._max_bytes = max_bytes
+        self._held = held
         self._complete = False
+        self.bytes = 0
+        self.is_awaited = False
 
     async def __call__(self) -> Message:
+        self.is_awaited = not self._complete
         message = await self._receive()
+        self.is_awaited = False
         if message["type"] == "http.disconnect" and not self._complete:
             raise Problem("body_invalid", "the body ended before its end: the client went away")
         self._complete = not message.get("more_body", False)
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
+        count = len(message.get("body", b""))
+        self.bytes += count
+        self._held.bytes += count
+        if self.bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
+        if self.bytes < self._held.bytes > self._held.most:  # a single one always comes in
+            raise Problem(
+                "network_busy",
+                f"requests of {self._held.bytes / 1e6:.0f} MB are in hand; try again in a second",
+            )
         return message
 
 

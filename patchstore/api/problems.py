@@ -42,6 +42,7 @@ RULES: dict[str, Rule] = {
     # the request itself
     "request_invalid": Rule(422, "The request is not as described"),
     "body_invalid": Rule(400, "The body cannot be parsed"),
+    "body_timeout": Rule(408, "The body came too slowly"),
     "body_too_large": Rule(413, "The body is too large"),
     "media_type_unsupported": Rule(415, "Neither JSON nor a form"),
     "host_unknown": Rule(421, "Not a name of this service"),

@@ -1,5 +1,6 @@
 """The server that an application runs in: uvicorn, with an end to what is no body."""
 
+import asyncio
 import logging
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 65_536  # as uvicorn's other parser has it; proxies let less through
+HEAD_S = 30.0  # for a whole head, from its first byte or the connection's start
 
 _OFFER = {b"upgrade", b"http2-settings"}
 
@@ -23,18 +25,41 @@ def make_server(app: Any) -> uvicorn.Server:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Ends heads that are too long, and lets requests be that offer another protocol.
+    """Ends heads that are too long or too slow, and lets requests be that offer another protocol.
 
     The parser keeps all of a head, and of what stands around the chunks of a body, until it is
     complete: whoever sends a header without end would fill the memory. And after a head with
     `Upgrade: h2c`, as Java's client and `curl --http2` send it, it takes a body for a new request.
+    uvicorn waits for ever for the rest of a head, and for the first one of a connection.
     """
 
     _kept = 0  # bytes at most, since the last that led to anything
     _data = b""  # that came last
+    _waiting: asyncio.TimerHandle | None = None  # for a head
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come, and should say what it wants."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client has gone."""
+        self._let_wait()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._waiting is None:
+            self._waiting = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
+
+    def _let_wait(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def data_received(self, data: bytes) -> None:
         """Ends a connection by which a head comes that is too long."""
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait_for_head()
         self._kept += len(data)
         self._data = data
         super().data_received(data)
@@ -49,6 +74,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is complete."""
+        self._let_wait()
         self._kept = 0
         if not self._offers_another():  # else it comes again without the offer
             super().on_headers_complete()

@@ -131,9 +131,12 @@ class Service:
             Problem: it is larger than anything that can be asked.
             RequestValidationError: it is not what is wanted.
         """
-        body = await request.body()
-        if len(body) > MAX_JSON_BYTES:
-            raise Problem("body_too_large", f"the JSON is larger than {MAX_JSON_BYTES / 1e6:g} MB")
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_JSON_BYTES:
+                larger = f"the JSON is larger than {MAX_JSON_BYTES / 1e6:g} MB"
+                raise Problem("body_too_large", larger)
         if len(body) <= SMALL_JSON_BYTES:
             return checked(validate, body)
         return await self.in_thread(checked, validate, body)

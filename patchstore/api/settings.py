@@ -25,6 +25,9 @@ class ServeSettings(BaseSettings):
     api_max_upload_mb: float = Field(
         20.0, gt=0, allow_inf_nan=False, description="Size of a request, in MB."
     )
+    api_uploads_at_once_mb: float = Field(
+        256.0, gt=0, allow_inf_nan=False, description="Size of all requests in hand, in MB."
+    )
     api_max_pixels: int = Field(50_000_000, ge=1, description="Pixels of an uploaded picture.")
     api_pixels_at_once: int = Field(
         100_000_000, ge=1, description="Pixels that are decoded at the same time; more wait."
@@ -45,3 +48,8 @@ class ServeSettings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """`api_max_upload_mb` in bytes."""
         return int(self.api_max_upload_mb * 1_000_000)
+
+    @property
+    def uploads_at_once_bytes(self) -> int:
+        """`api_uploads_at_once_mb` in bytes."""
+        return int(self.api_uploads_at_once_mb * 1_000_000)

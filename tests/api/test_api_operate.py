@@ -303,6 +303,53 @@ def test_more_requests_than_may_wait_are_refused_at_once(shelf, serve) -> None:
     assert statuses == [200, 200, 503]
 
 
+def test_bodies_in_hand_take_so_much_memory_and_no_more(shelf, serve, wait_until) -> None:
+    settings = ServeSettings(api_uploads_at_once_mb=0.1)
+    head = "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
+    with serve(shelf.engine, settings) as url, socket.socket() as first:
+        first.connect((httpx.URL(url).host, httpx.URL(url).port))
+        first.sendall(head.encode() + b" " * 150_000)  # alone, and more than all may have
+
+        def answer() -> httpx.Response:
+            return httpx.post(f"{url}/v1/search", json={"patch_id": 1}, timeout=60)
+
+        wait_until(lambda: answer().status_code == 503)
+        assert answer().json()["rule"] == "network_busy"
+        assert answer().headers["retry-after"] == "1"
+        first.sendall(b" " * 50_000)
+        assert b" 400 " in first.recv(65_536).partition(b"\r\n")[0]  # no JSON
+        wait_until(lambda: answer().status_code != 503)
+
+
+def test_a_body_that_comes_too_slowly_is_the_senders_matter(shelf, serve) -> None:
+    head = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+    head += b"Content-Type: application/json\r\n\r\n{"
+    with serve(shelf.engine, ServeSettings(api_request_timeout_s=0.5)) as url:
+        address = httpx.URL(url).host, httpx.URL(url).port
+        with socket.create_connection(address, 60) as connection:
+            connection.sendall(head)
+            answer = connection.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"rule":"body_timeout"' in answer
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["none", "half"])
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_head_that_does_not_come_is_not_waited_for_without_end(
+    shelf, serve, monkeypatch, before: bytes, sent: bytes
+) -> None:
+    with serve(shelf.engine) as url:
+        monkeypatch.setattr("patchstore.api.server.HEAD_S", 0.5)
+        address = httpx.URL(url).host, httpx.URL(url).port
+        with socket.create_connection(address, 60) as connection:
+            connection.sendall(before)
+            if before:
+                assert connection.recv(65_536).startswith(b"HTTP/1.1 200 OK")
+            connection.sendall(sent)
+            assert connection.recv(65_536) == b""
+
+
 def test_a_statement_that_takes_too_long_is_a_timeout(shelf, serve) -> None:
     engine = make_engine(shelf.engine.url, statement_timeout_s=0.1)
     blocker = shelf.engine.connect()
