@@ -159,8 +159,10 @@ def _shared_memory_mb(engine: Engine, workers: int) -> int:
 
 
 def check_weights(engine: Engine) -> Iterator[Finding]:
-    """That each spec's weights are on this machine; nothing is downloaded."""
+    """That each spec's weights are on this machine and still those; nothing is downloaded."""
+    from extractor.backbone import load_backbone
     from extractor.errors import WeightsError
+    from extractor.spec import FeatureSpec
     from extractor.weights import find_weights, local_file, weights_place
 
     for spec in list_specs(engine):
@@ -172,10 +174,15 @@ def check_weights(engine: Engine) -> Iterator[Finding]:
             text = f"{spec.weights_source} is not on this machine"
             yield problem(name, text, str(error))
             continue
-        if path is None or path.exists():
-            yield ok(name, str(path or spec.weights_source))
-        else:
+        if path is not None and not path.exists():
             yield warning(name, f"{path} is not there yet", "the next ingest downloads it")
+            continue
+        try:
+            load_backbone(FeatureSpec.model_validate(spec.recipe), spec.weights_source)
+        except WeightsError as error:
+            yield problem(name, f"{path or place} is not what it was", str(error))
+        else:
+            yield ok(name, str(path or place))
 
 
 def check_leases(engine: Engine) -> Iterator[Finding]:

@@ -14,6 +14,9 @@ from db.settings import StoreSettings
 from extractor.images import DEFAULT_MAX_PIXELS
 from extractor.settings import ExtractorSettings
 from flows.settings import FlowSettings
+from patchstore.api.auth import expired, parse_tokens
+from patchstore.api.settings import ServeSettings
+from patchstore.errors import PatchstoreError
 from patchstore.settings import invalid_variables, unknown_variables
 
 from .finding import Finding, ok, problem, warning
@@ -56,6 +59,22 @@ def check_settings() -> Iterator[Finding]:
         yield problem("settings", f"{name}: {reason}", "README.md says what it may be")
     if not unknown and not invalid:
         yield ok("settings", "every PATCHSTORE_ variable is known and valid")
+
+
+def check_tokens() -> Iterator[Finding]:
+    """That `serve` takes its tokens, and that each of them opens something."""
+    if invalid_variables():
+        return  # `check_settings` names them
+    try:
+        tokens = parse_tokens(ServeSettings().api_tokens.get_secret_value())
+    except PatchstoreError as error:
+        yield problem("tokens", str(error), "patchstore serve does not start")
+        return
+    for number, ended in expired(tokens):
+        text = f"entry {number} of PATCHSTORE_API_TOKENS opens nothing: its time ended at {ended}"
+        yield warning("tokens", text, "take it away, or give another")
+    if not any(expired(tokens)):
+        yield ok("tokens", f"{len(tokens)}" if tokens else "none: serve is for this machine only")
 
 
 def check_disk() -> Iterator[Finding]:
@@ -108,4 +127,11 @@ def check_device() -> Iterator[Finding]:
         yield ok("device", f"{device_kind(device)}: {precisions}")
 
 
-CHECKS = (check_versions, check_settings, check_disk, check_temporary_files, check_device)
+CHECKS = (
+    check_versions,
+    check_settings,
+    check_tokens,
+    check_disk,
+    check_temporary_files,
+    check_device,
+)

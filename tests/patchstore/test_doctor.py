@@ -4,10 +4,12 @@ import json
 import shutil
 import tempfile
 from collections import namedtuple
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torchvision.models import squeezenet1_1
 
 from db import checkup
 from db.catalog import open_source
@@ -15,11 +17,14 @@ from db.engine import make_engine
 from db.index import build_index, index_name
 from db.ledger import start_run
 from db.specs import NewSpec, add_spec
+from extractor.backbone import resolve
+from extractor.spec import Recipe
 from flows.environment import configured_api
 from patchstore.cli.doctor import doctor
 from patchstore.doctor import database, host
 from patchstore.doctor.finding import ok, problem, run
 from patchstore.settings import invalid_variables, unknown_variables
+from patchstore.store import register
 
 Usage = namedtuple("Usage", "total used free")
 Mount = namedtuple("Mount", "mountpoint fstype")
@@ -32,7 +37,8 @@ def found(checks, *about, name=None):
 
 
 @pytest.fixture
-def spec(store):
+def spec(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     recipe = {"backbone": "resnet18", "weights": "IMAGENET1K_V1"}
     return add_spec(store, NewSpec("tiny", "d", recipe, 3, "cosine", "IMAGENET1K_V1"))
 
@@ -196,14 +202,22 @@ def test_shared_memory_is_no_matter_where_no_build_takes_workers(store, spec, mo
     assert level == "ok"
 
 
-def test_weights_that_are_not_here_are_found_and_not_downloaded(store, spec, monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for name, source in (("own", "/gone.pth"), ("moved", "/there.pth"), ("seeded", "random:0")):
-        recipe = {"backbone": "resnet18", "weights": PurePath(source).name}
-        add_spec(store, NewSpec(name, name, recipe, 3, "cosine", source))
+def weights_file(path, seed):
+    torch.manual_seed(seed)
+    torch.save(squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
+def test_weights_that_are_not_here_are_found_and_not_downloaded(store, spec, tmp_path):
+    recipe = {"backbone": "resnet18", "weights": "gone.pth"}
+    add_spec(store, NewSpec("own", "own", recipe, 3, "cosine", "/gone.pth"))
+    there = weights_file(tmp_path / "there.pth", 0)
+    for name, weights in (("moved", str(there)), ("seeded", "random:0")):
+        small = Recipe(backbone="squeezenet1_1", weights=weights, patch_size=48, stride=24)
+        register(store, name, resolve(small))
     elsewhere = tmp_path / "hub" / "checkpoints" / "there.pth"
     elsewhere.parent.mkdir(parents=True)
-    elsewhere.touch()
+    there.rename(elsewhere)
     missing, gone, moved, seeded = found(database.check_weights, store)
     assert missing[0] == "warning"
     assert missing[1].endswith("resnet18-f37072fd.pth is not there yet")
@@ -211,6 +225,33 @@ def test_weights_that_are_not_here_are_found_and_not_downloaded(store, spec, mon
     assert moved == ("ok", str(elsewhere))  # where loading looks for it, too
     assert seeded == ("ok", "random:0")
     assert list(elsewhere.parent.iterdir()) == [elsewhere]  # nothing was downloaded
+
+
+def test_weights_that_have_changed_are_found(store, tmp_path):
+    file = weights_file(tmp_path / "own.pth", 0)
+    small = Recipe(backbone="squeezenet1_1", weights=str(file), patch_size=48, stride=24)
+    register(store, "own", resolve(small))
+    weights_file(file, 1)
+    (changed,) = run((database.check_weights,), store)
+    assert (changed.level, changed.text) == ("problem", f"{file} is not what it was")
+    assert "other tensors under the same name" in changed.advice
+    file.write_bytes(b"")
+    (broken,) = run((database.check_weights,), store)
+    assert "is corrupt or no state dict" in broken.advice
+
+
+def test_tokens_that_serve_refuses_or_that_open_nothing_are_found(monkeypatch):
+    good = "read:0123456789abcdef"
+    for tokens, expected in (
+        ("", ("ok", "none: serve is for this machine only")),
+        (good, ("ok", "1")),
+        ("read:short", ("problem", "entry 1 of PATCHSTORE_API_TOKENS has a token of 5 characters")),
+        (f"{good}@2020-01-31", ("warning", "entry 1 of PATCHSTORE_API_TOKENS opens nothing")),
+    ):
+        monkeypatch.setenv("PATCHSTORE_API_TOKENS", tokens)
+        ((level, text),) = found(host.check_tokens)
+        assert (level, text[: len(expected[1])]) == expected
+        assert "0123456789abcdef" not in text
 
 
 def test_a_run_that_died_and_its_leases_are_found(store, spec):
