@@ -7,7 +7,10 @@ other programs can use it; `patchstore stop` stops it.
 import fcntl
 import logging
 import os
+import shutil
+import stat
 import subprocess
+import tempfile
 import time
 import warnings
 from functools import cache
@@ -127,6 +130,8 @@ def _embedded(pgdata: Path) -> Any:
     servers = _import_server()
     # Its own lock is a file in the machine's temporary folder, which belongs to its first user.
     servers.PostgresServer._lock = FolderLock(pgdata.parent)
+    servers.ensure_prefix_permissions = _let_pass
+    _make_whole(servers, pgdata)
     _wait_while_it_starts(pgdata)
     try:
         return servers.get_server(pgdata, cleanup_mode=None)
@@ -134,6 +139,30 @@ def _embedded(pgdata: Path) -> Any:
         servers.PostgresServer._instances.pop(pgdata.resolve(), None)
         _wait_while_it_starts(pgdata)
         return servers.get_server(pgdata, cleanup_mode=None)
+
+
+def _make_whole(servers: Any, pgdata: Path) -> None:
+    """Makes the cluster where there is none, beside its place: half of one would never start."""
+    with FolderLock(pgdata.parent):
+        if pgdata.exists():
+            return
+        for half in pgdata.parent.glob(f"{pgdata.name}.new-*"):  # whoever made it was killed
+            shutil.rmtree(half, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=f"{pgdata.name}.new-", dir=pgdata.parent))
+        servers.PostgresServer(made, cleanup_mode=None).ensure_pgdata_inited()
+        made.rename(pgdata)
+
+
+def _let_pass(path: Path) -> None:
+    """Lets others pass through the folders above, as Postgres must that root has started.
+
+    The library lets everybody read them: /root, as a rule. The server keeps root's group.
+    """
+    passable = stat.S_IXGRP | stat.S_IXOTH
+    for folder in path.parents:
+        mode = folder.stat().st_mode
+        if mode & passable != passable:
+            folder.chmod(mode | passable)
 
 
 def _wait_while_it_starts(pgdata: Path) -> None:

@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import psutil
@@ -89,6 +91,30 @@ def test_what_a_lost_machine_left_half_written_is_forgotten(tmp_path, torn):
     left.write_text(torn.replace("12", str(2**22 - 1)))
     _forget_dead(left.parent)
     assert not left.exists()
+
+
+def test_a_first_command_that_is_killed_leaves_a_home_in_which_the_next_one_starts(
+    tmp_path_factory,
+):
+    home = tmp_path_factory.mktemp("killed")
+    home.chmod(0o700)
+    code = f"from db.server import _start_embedded; _start_embedded(Path({str(home)!r}))"
+    first = subprocess.Popen(
+        [sys.executable, "-c", f"from pathlib import Path; {code}"], start_new_session=True
+    )
+    while not list(home.glob("postgres*/PG_VERSION")):  # of which initdb writes more for seconds
+        assert first.poll() is None
+        time.sleep(0.001)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    server = _embedded(home / "postgres")
+    try:
+        with psycopg.connect(server.get_uri()) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert [path.name for path in home.iterdir()] == ["postgres"]
+        assert not home.stat().st_mode & 0o066  # root has let its Postgres pass, and nobody read
+    finally:
+        server.stop()
 
 
 def test_a_server_that_runs_is_left_alone(server, home):
