@@ -105,8 +105,8 @@ def search(
     _check_query(query, spec)
     arguments, values = _arguments(options)
     function = {"patch": "similar_patches", "image": "similar_images"}[options.by]
-    statement = f"SELECT * FROM patchstore.{function}(%(spec)s, %(query)s{arguments})"
-    values |= {"spec": spec.name, "query": Vector(query)}
+    statement = f"SELECT * FROM patchstore.{function}({_NAME}, %(query)s{arguments})"
+    values |= _named(spec) | {"query": Vector(query)}
     rows = _rows(engine, statement, values)
     if not rows and options.max_distance is not None:
         nearest = search(engine, spec, query, replace(options, max_distance=None))
@@ -132,9 +132,9 @@ def search_many(
     arguments, values = _arguments(options)
     statement = (
         "SELECT query, (hit).* FROM patchstore.similar_patches_many("
-        f"%(spec)s, %(queries)s::vector[]{arguments})"
+        f"{_NAME}, %(queries)s::vector[]{arguments})"
     )
-    values |= {"spec": spec.name, "queries": [Vector(query) for query in queries]}
+    values |= _named(spec) | {"queries": [Vector(query) for query in queries]}
     rows: list[list[Any]] = [[] for _ in queries]
     for row in _rows(engine, statement, values):
         rows[row.query - 1].append(row)
@@ -235,6 +235,14 @@ def _rows(engine: Engine, statement: str, values: Mapping[str, object]) -> list[
     with store_errors(), engine.connect() as connection:
         cursor = driver_connection(connection).cursor(binary=True, row_factory=namedtuple_row)
         return cursor.execute(statement.encode(), values).fetchall()
+
+
+# Its name may be another spec's by now, whose vectors it must not meet.
+_NAME = "coalesce((SELECT name FROM patchstore.feature_spec WHERE id = %(spec)s), %(removed)s)"
+
+
+def _named(spec: StoredSpec) -> dict[str, object]:
+    return {"spec": spec.id, "removed": f"{spec.name} (removed)"}
 
 
 def _check_query(query: NDArray[np.float32], spec: StoredSpec) -> None:

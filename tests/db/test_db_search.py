@@ -10,7 +10,15 @@ from sqlalchemy.exc import DBAPIError
 from db.engine import store_errors
 from db.errors import InvalidQuestion, NotFound, StoreError
 from db.index import build_index, is_indexed
-from db.search import SearchOptions, find_content, find_images, find_patch, search
+from db.prune import remove_spec
+from db.search import (
+    SearchOptions,
+    find_content,
+    find_images,
+    find_patch,
+    search,
+    search_many,
+)
 from db.writer import ImagePatches, replace_patches
 
 IMAGES, PATCHES, DIM = 40, 50, 16
@@ -540,3 +548,20 @@ def test_only_the_indexed_specs_say_so(gallery):
     named = {name: is_indexed(gallery.engine, spec) for name, spec in gallery.specs.items()}
     assert named == {name: name.startswith("indexed") for name in named}
     assert dict(gallery.store.sql("SELECT name, indexed FROM patchstore.specs")) == named
+
+
+@pytest.mark.parametrize("by", ["patch", "image", "many"])
+def test_a_spec_that_was_removed_is_not_asked_by_its_name_which_another_has_now(store, by):
+    spec = store.spec()
+    store.ingest(spec, {"a": "1"})
+    remove_spec(store.engine, spec)
+    other = store.spec(metric="l2")
+    assert other.name == spec.name
+    store.ingest(other, {"a": "1"})
+    query = store.vectors(1)
+    with pytest.raises(NotFound, match=r'no spec named "tiny \(removed\)"'):
+        if by == "many":
+            search_many(store.engine, spec, query)
+        else:
+            search(store.engine, spec, query[0], SearchOptions(by=by))
+    assert search(store.engine, other, query[0]).hits
