@@ -66,6 +66,22 @@ def stop_embedded(settings: StoreSettings | None = None) -> bool:
     return True
 
 
+def is_in_use(settings: StoreSettings | None = None) -> bool:
+    """Whether a process of patchstore on this machine has its store in the embedded server."""
+    pgdata = (settings or StoreSettings()).resolved_home() / "postgres"
+    try:
+        opened = os.open(pgdata, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(opened)
+    return False
+
+
 def program_folder() -> Path:
     """Where pg_dump and its kin of the embedded server's version are."""
     _import_server()
@@ -216,6 +232,7 @@ def _start_embedded(home: Path) -> URL:
             f"the embedded Postgres cannot start in {pgdata}: {error}; "
             f"see {pgdata / 'log'}, or set PATCHSTORE_HOME or PATCHSTORE_DATABASE_URL"
         ) from error
+    fcntl.flock(os.open(pgdata, os.O_RDONLY), fcntl.LOCK_SH)  # until this process ends
     with store_errors():
         _create_database(server.get_uri())
     return parse_url(server.get_uri(database=DATABASE))

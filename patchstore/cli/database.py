@@ -43,22 +43,23 @@ def programs() -> None:
 
 def stop(
     force: Annotated[
-        bool, typer.Option("--force", help="Also under a run or a worker, which then fails.")
+        bool, typer.Option("--force", help="Also under what needs them, which then fails.")
     ] = False,
 ) -> None:
     """Stop what the embedded set-up keeps running: Postgres and the local Prefect server."""
     from db.errors import InUse
-    from db.server import stop_embedded
+    from db.server import is_in_use, stop_embedded
     from db.settings import StoreSettings
     from flows import local_server
     from flows.environment import prefect_home
 
     home = StoreSettings().resolved_home()
     folder = prefect_home(home)
-    if not force and folder.is_dir() and local_server.is_in_use(folder):
+    if not force and (is_in_use() or (folder.is_dir() and local_server.is_in_use(folder))):
         raise InUse(
-            f"a run or a worker still needs them, in {home}; let it end, end it by Ctrl-C, or give "
-            "--force: it fails then within two minutes, and the next run takes up its work"
+            f"a run, a worker or serve still needs them, in {home}; let it end, end it by Ctrl-C, "
+            "or give --force: a run fails then within two minutes, and the next one takes up its "
+            "work"
         )
     prefect = local_server.stop(folder)
     postgres = stop_embedded()

@@ -35,7 +35,7 @@ def test_from_a_folder_to_an_answer_with_nothing_but_the_command(
             fcntl.flock(used, fcntl.LOCK_SH)  # as every run has it
             refused = patchstore("stop", **home)
         assert (refused.code, refused.out) == (1, "")
-        assert refused.err.startswith("error: a run or a worker still needs them, in ")
+        assert refused.err.startswith("error: a run, a worker or serve still needs them, in ")
     finally:
         stopped = patchstore("stop", **home)
     assert "Prefect server: stopped" in stopped.err

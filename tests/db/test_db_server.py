@@ -14,7 +14,14 @@ import pytest
 
 import db.server
 from db.errors import ConfigurationError, TransientStoreError
-from db.server import FolderLock, _create_database, _embedded, _forget_dead, _start_embedded
+from db.server import (
+    FolderLock,
+    _create_database,
+    _embedded,
+    _forget_dead,
+    _start_embedded,
+    is_in_use,
+)
 from db.settings import StoreSettings
 
 
@@ -31,6 +38,22 @@ def test_a_home_whose_socket_would_lie_in_a_folder_of_everybodys_is_refused(tmp_
 def test_who_starts_it_locks_the_home_and_not_a_file_of_the_machine(server, home):
     running = _embedded(home / "postgres")
     assert running._lock.folder == home
+
+
+def test_whose_store_is_in_it_uses_it_until_they_end(server, home):
+    settings = StoreSettings(home=home)
+    assert not is_in_use(StoreSettings(home=home / "nowhere"))
+    assert not is_in_use(settings)
+    code = f"from db.server import _start_embedded; _start_embedded(Path({str(home)!r}))"
+    user = subprocess.Popen(
+        [sys.executable, "-c", f"from pathlib import Path; {code}; print(); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    user.stdout.readline()
+    assert is_in_use(settings)
+    user.communicate()
+    assert not is_in_use(settings)
 
 
 def test_who_locks_a_folder_has_it_alone_and_leaves_nothing_in_it(tmp_path):
@@ -125,6 +148,7 @@ def test_a_server_that_runs_is_left_alone(server, home):
 def test_a_server_that_takes_no_connection_is_an_error_of_the_store(tmp_path, monkeypatch):
     away = SimpleNamespace(get_uri=lambda: f"postgresql://postgres@/postgres?host={tmp_path}")
     monkeypatch.setattr(db.server, "_embedded", lambda _pgdata: away)
+    (tmp_path / "home" / "postgres").mkdir(parents=True)
     with pytest.raises(TransientStoreError):
         _start_embedded(tmp_path / "home")
 
