@@ -238,6 +238,8 @@ def translate(error: BaseException) -> Exception:
         return StoreTimeout(line)
     if is_transient(error):
         return TransientStoreError(line)
+    if state == "42P01" and "patch_feature_s" in line:  # whose partition went with it
+        return NotFound(f"the spec has just been removed: {line}", "spec_unknown")
     if state in MISSING_SCHEMA_STATES:
         return SchemaError(f"{line}; run: patchstore db upgrade")
     rule = getattr(getattr(error, "diag", None), "constraint_name", None)

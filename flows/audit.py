@@ -137,22 +137,29 @@ def _audit(engine: Engine, stored: StoredSpec, request: AuditRequest) -> AuditRe
 
 
 def _look_for_files(report: AuditReport, files: Sequence[tuple[str, str]]) -> None:
-    looked_for = Counter(root for root, _ in files)
-    missing = Counter(root for root, uri in files if not _is_there(uri))
+    looked_for: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
+    silent: dict[str, str] = {}
+    for root, uri in files:
+        if root in silent:  # to ask a storage that is away may take minutes, each time
+            continue
+        try:
+            file_status(uri)
+        except (FileNotFoundError, NotADirectoryError):
+            missing[root] += 1
+        except OSError as error:
+            silent[root] = f"{uri}: {error.strerror or error}"
+            continue
+        looked_for[root] += 1
     report.files, report.missing = looked_for.total(), missing.total()
     report.problems += [
         f"{count} of {looked_for[root]} files looked for in {root} are not there; "
         f"if that folder is mounted, run: patchstore ingest {root} --spec {report.spec}"
         for root, count in missing.items()
     ]
-
-
-def _is_there(uri: str) -> bool:
-    try:
-        file_status(uri)
-    except OSError:
-        return False
-    return True
+    report.problems += [
+        f"files in {root} cannot be looked for: {reason}" for root, reason in silent.items()
+    ]
 
 
 def _compute_again(

@@ -5,7 +5,9 @@ neither hashes, stores nor keeps a pixel. Each step can be tried again; what an 
 finished is not done twice.
 """
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -219,6 +221,8 @@ def _take(batch: Batch, lease: Lease, image: "Future[DecodedImage | None]") -> O
         batch.released.add(lease.image_id)  # the next scan finds it vanished
     except OSError as error:
         return error
+    except MemoryError:  # others had it just now
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
     except Exception as error:  # a decoder's bug: this image fails, the batch goes on
         logger.exception("%s: unexpected error while decoding", lease.uri)
         reason = f"cannot be decoded: {type(error).__name__}: {error}"

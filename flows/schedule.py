@@ -1,5 +1,6 @@
 """When something runs: an interval such as `15m`, or a cron line in a time zone."""
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from zoneinfo import available_timezones
@@ -50,9 +51,22 @@ def cron_schedule(line: str, timezone: str) -> Schedule:
         # More fields are seconds and years, and seconds come last.
         if len(line.split()) != 5 and not line.startswith("@"):
             raise ValueError
-        return Schedule(cron=line, timezone=timezone, anchor_date=ANCHOR)
+        schedule = Schedule(cron=line, timezone=timezone, anchor_date=ANCHOR)
     except ValueError:
         raise ScheduleError(
             f"{line!r} is no cron line; expected minute, hour, day, month and weekday, "
             "such as '0 3 * * *'"
         ) from None
+    if not _ever_comes(line, timezone):
+        raise ScheduleError(f"{line!r} is a time that never comes")
+    return schedule
+
+
+def _ever_comes(line: str, timezone: str) -> bool:
+    """Whether the cron line has a date: the 30th of February has none."""
+    from prefect.server.schemas.schedules import CronSchedule  # by which Prefect's server goes
+
+    try:
+        return bool(asyncio.run(CronSchedule(cron=line, timezone=timezone).get_dates(1)))
+    except ValueError:
+        return False

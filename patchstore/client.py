@@ -309,7 +309,7 @@ class PatchstoreClient:
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **request)
-        except httpx.RequestError as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             address = f"{str(self._http.base_url).rstrip('/')}/{path}"
             raise ConnectionFailed(f"{method} {address}: {reason}") from error
@@ -323,7 +323,8 @@ def _problem(response: httpx.Response, otherwise: str) -> ProblemError:
     told: Any = {"detail": " ".join(response.text.split())[:200]}
     if response.headers.get("Content-Type", "").startswith("application/problem+json"):
         with suppress(ValueError):
-            told = response.json()
+            document = response.json()
+            told = document if isinstance(document, dict) else told
     words = (str(told.get(name, "")) for name in ("rule", "title", "detail", "request_id"))
     rule, title, detail, request_id = words
     wait = response.headers.get("Retry-After", "")

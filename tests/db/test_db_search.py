@@ -11,6 +11,7 @@ from db.engine import store_errors
 from db.errors import InvalidQuestion, NotFound, StoreError
 from db.index import build_index, is_indexed
 from db.prune import remove_spec
+from db.reports import patch_matrix
 from db.search import (
     SearchOptions,
     find_content,
@@ -565,3 +566,11 @@ def test_a_spec_that_was_removed_is_not_asked_by_its_name_which_another_has_now(
         else:
             search(store.engine, spec, query[0], SearchOptions(by=by))
     assert search(store.engine, other, query[0]).hits
+
+
+def test_what_reads_a_spec_that_was_removed_meanwhile_does_not_blame_the_schema(store):
+    spec = store.spec()
+    store.ingest(spec, {"a": "1"})
+    remove_spec(store.engine, spec)
+    with pytest.raises(NotFound, match="the spec has just been removed"):
+        next(patch_matrix(store.engine, spec))

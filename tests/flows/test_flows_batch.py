@@ -179,6 +179,21 @@ def test_a_disk_without_room_for_a_large_picture_is_tried_again(
     assert read(batch, folder) == 9
 
 
+def test_a_picture_for_which_there_was_no_memory_is_tried_again(
+    folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(1, [lease_of(paint("large.png"))])
+
+    def greedy(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "read_image", greedy)
+        with pytest.raises(TransientReadError, match="Cannot allocate memory"):
+            read(batch, folder)
+    assert read(batch, folder) == 9
+
+
 def test_degenerate_vectors_fail_their_image_alone(folder: Path, paint: Paint) -> None:
     batch = Batch(1, [lease_of(paint("a.png", 1), 1), lease_of(paint("b.png", 2), 2)])
     read(batch, folder)

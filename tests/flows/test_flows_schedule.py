@@ -66,6 +66,7 @@ def test_a_cron_line_is_read_in_its_time_zone(read: Callable[..., Any]) -> None:
         (None, "0 25 * * *", "UTC", "'0 25 * * *' is no cron line"),
         (None, "0 3 * * *", "Mars/Base", "'Mars/Base' is no time zone"),
         (None, "0 3 * * *", "localtime", "'localtime' is no time zone"),
+        (None, "0 3 30 2 *", "UTC", "'0 3 30 2 *' is a time that never comes"),
         (None, "0 0 3 * * *", "UTC", "'0 0 3 * * *' is no cron line"),
     ],
 )

@@ -1,5 +1,6 @@
 """The upkeep flows on a real Prefect API, over a real store with faults made by hand."""
 
+import errno
 import json
 import os
 import shutil
@@ -123,6 +124,24 @@ def test_files_that_vanished_or_changed_are_told_apart(
         f"1 of 3 files looked for in {ingested} are not there; if that folder is mounted, "
         f"run: patchstore ingest {ingested} --spec tiny"
     ]
+
+
+def test_files_of_a_storage_that_is_away_are_not_said_to_be_gone(
+    ingested: Path, spec: StoredSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away(uri: str) -> None:
+        asked.append(uri)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("flows.audit.file_status", away)
+    _state, report = run_audit(spec)
+    assert (report.files, report.missing) == (0, 0)
+    assert report.problems == [
+        f"files in {ingested} cannot be looked for: {asked[0]}: Input/output error"
+    ]
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("mode", ["exact", "dense"])

@@ -327,6 +327,12 @@ def test_a_problem_that_is_cut_off_is_a_problem_without_a_rule(open_client: Open
         client.stats()
 
 
+def test_a_problem_that_is_no_object_is_a_problem_without_a_rule(open_client: Open) -> None:
+    client, _ = open_client([1], 502, **{"Content-Type": "application/problem+json"})
+    with pytest.raises(ProblemError, match="Bad Gateway: "):
+        client.stats()
+
+
 def test_a_proxys_page_is_a_problem_without_a_rule(open_client: Open) -> None:
     client, _ = open_client(b"<h1>Bad\nGateway</h1>", 502, **{"Content-Type": "text/html"})
     with pytest.raises(ProblemError, match="Bad Gateway: <h1>Bad Gateway</h1>") as raised:
@@ -347,7 +353,9 @@ def test_not_ready_is_no_error(open_client: Open) -> None:
     assert client.ready() is False
 
 
-@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ReadTimeout("")])
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("refused"), httpx.ReadTimeout(""), httpx.InvalidURL("")]
+)
 def test_a_service_that_cannot_be_reached_is_one_kind_of_error(error: Exception) -> None:
     def fail(request: httpx.Request) -> httpx.Response:
         raise error
