@@ -6,6 +6,7 @@ cores.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,12 @@ class PatchMatrix:
     patches: Patches
     vectors: Vectors
     metric: Metric
+
+    @cached_property
+    def centre(self) -> Vectors:
+        """A point amid the vectors, float32 (D,)."""
+        some = self.vectors[:: len(self.vectors) // COLUMNS + 1]
+        return np.asarray(some.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
 def nearest(
@@ -67,10 +74,11 @@ def nearest(
 
 def _prepared(matrix: PatchMatrix, vectors: Vectors) -> tuple[Vectors, NDArray[np.float32]]:
     """What is multiplied, and its norms; a vector without a direction has the norm 0."""
+    if matrix.metric.name == "l2":  # far from the origin, squares would drown what differs
+        vectors = vectors - matrix.centre
     norms = np.linalg.norm(vectors, axis=1).astype(np.float32)
     if matrix.metric.name == "cosine":
-        units: Vectors = vectors / np.maximum(norms, np.float32(TINY))[:, None]
-        return units, norms
+        vectors = vectors / np.maximum(norms, np.float32(TINY))[:, None]
     return vectors, norms
 
 

@@ -278,6 +278,16 @@ def test_blocks_of_any_size_give_the_same_and_ties_go_by_id(monkeypatch, columns
         assert_same(got, brute_force(metric, vectors, images, 10, other_images))
 
 
+def test_vectors_that_lie_together_far_from_the_origin_are_told_apart():
+    rng = np.random.default_rng(5)
+    vectors = (10_000 + rng.normal(size=(300, DIM))).astype(np.float32)
+    matrix = PatchMatrix(np.zeros(300, PATCH), vectors, METRICS["l2"])
+    numbers, far = nearest(matrix, np.arange(300), 10)
+    expected = brute_force("l2", vectors, np.zeros(300), 10)
+    assert numbers.tolist() == [[number for number, _ in row] for row in expected]
+    assert np.allclose(far, [[distance for _, distance in row] for row in expected], atol=1e-6)
+
+
 def test_vectors_without_a_direction_have_no_neighbours():
     vectors = np.array([[1, 0], [0, 0], [1, 1]], np.float32)
     matrix = PatchMatrix(np.zeros(3, PATCH), vectors, METRICS["cosine"])
