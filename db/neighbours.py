@@ -5,7 +5,6 @@ stretch. Without one, and where the index brought too few, `db.nearest` compares
 copy of the vectors on disk. Both see one snapshot of the store.
 """
 
-import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,18 +107,14 @@ def _all_neighbours(
     rows: int,
     report: OnProgress,
 ) -> Generator[Neighbours, None, None]:
-    with (
-        store_errors(),
-        engine.connect() as connection,
-        tempfile.TemporaryDirectory(prefix=".neighbours-", dir=scratch) as folder,
-    ):
+    with store_errors(), engine.connect() as connection:
         connection = connection.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
         # It waits while a stretch is compared and written.
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         snapshot = Snapshot(connection, spec)
-        search = _Search(snapshot, options, Path(folder), report)
+        search = _Search(snapshot, options, scratch, report)
         done = 0
         for patches in snapshot.stretches(max(1, min(rows, PAIRS // options.k))):
             yield search.neighbours(patches)
@@ -133,10 +128,14 @@ _Found = tuple[NDArray[np.int64], Patches, NDArray[np.float64]]
 
 class _Search:
     def __init__(
-        self, snapshot: Snapshot, options: NeighbourOptions, folder: Path, report: OnProgress
+        self,
+        snapshot: Snapshot,
+        options: NeighbourOptions,
+        scratch: Path | None,
+        report: OnProgress,
     ) -> None:
         self._snapshot, self._options = snapshot, options
-        self._folder, self._report = folder, report
+        self._scratch, self._report = scratch, report
         self._copy: PatchMatrix | None = None  # made when it is first needed
         indexed = snapshot.connection.execute(
             text("SELECT patchstore.is_indexed(:spec)"), {"spec": snapshot.spec.id}
@@ -164,7 +163,7 @@ class _Search:
         """Compares with every patch."""
         if self._copy is None:
             self._copy = self._snapshot.copy(
-                self._folder, lambda share: self._report("reading", share)
+                self._scratch, lambda share: self._report("reading", share)
             )
         columns, distances = nearest(
             self._copy,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -45,21 +46,25 @@ class Snapshot:
             yield patches
             last = int(patches["id"][-1])
 
-    def copy(self, folder: Path, on_share: Callable[[float], None]) -> PatchMatrix:
-        """The patches with their vectors in two files in `folder`, mapped into memory."""
-        patches_file, vectors_file = folder / "patches", folder / "vectors"
+    def copy(self, folder: Path | None, on_share: Callable[[float], None]) -> PatchMatrix:
+        """The patches with their vectors in two files in `folder`, mapped into memory.
+
+        The files have no name: whatever ends the process, nothing is left of them.
+        """
         count = 0
-        with patches_file.open("wb") as patches, vectors_file.open("wb") as vectors:
+        with TemporaryFile(dir=folder) as patches, TemporaryFile(dir=folder) as vectors:
             for stretch, values in self._read():
                 patches.write(stretch.tobytes())
                 vectors.write(values.tobytes())
                 count += len(stretch)
                 on_share(count / self.total)
-        return PatchMatrix(
-            np.memmap(patches_file, PATCH, "r", shape=(count,)),
-            np.memmap(vectors_file, np.float32, "r", shape=(count, self.spec.dim)),
-            self.spec.metric,
-        )
+            patches.flush()
+            vectors.flush()
+            return PatchMatrix(
+                np.memmap(patches, PATCH, "r", shape=(count,)),
+                np.memmap(vectors, np.float32, "r", shape=(count, self.spec.dim)),
+                self.spec.metric,
+            )
 
     def uris(self, image_ids: NDArray[np.int64]) -> list[str]:
         """Where each of these images is shown."""

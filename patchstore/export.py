@@ -1,5 +1,6 @@
 """Writing a spec's matrix to a file: `.npz` for numpy, `.parquet` for everything else."""
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,18 +32,22 @@ def check_target(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to; it takes that name when the block ends without an error.
 
-    Its own name is new: two that write the same file at once do not meet. A device or a pipe is
-    written to as it is.
+    Its own name is new: two that write the same file at once do not meet. It is on the disk before
+    it takes the name, for power may fail. Of a link it is the file that the link leads to. A device
+    or a pipe is written to as it is.
 
     Raises:
         PatchstoreError: it cannot be written.
     """
     special = path.exists() and not path.is_file()
-    partial = path if special else path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    target = path.resolve()
+    partial = path if special else target.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         if not special:
-            partial.replace(path)
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            partial.replace(target)
     except OSError as error:
         reason = error.strerror or error
         raise PatchstoreError(f"{path} cannot be written: {reason}") from error

@@ -1,5 +1,7 @@
 """The neighbours of every patch, against brute force in numpy."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sqlalchemy import event
@@ -228,12 +230,14 @@ def test_the_progress_goes_from_reading_to_comparing(gallery, spec):
     assert seen[-5:] == [("reading", 1.0), *(("comparing", n / 4) for n in (1, 2, 3, 4))]
 
 
-def test_the_copy_of_the_vectors_is_gone_afterwards(gallery, spec, tmp_path):
+def test_the_copy_of_the_vectors_has_no_name_and_is_gone_afterwards(gallery, spec, tmp_path):
     run = all_neighbours(gallery.engine, spec, scratch=tmp_path)
     next(run)
-    assert list(tmp_path.iterdir())
+    maps = Path("/proc/self/maps")
+    assert f"{tmp_path}/" in maps.read_text()
+    assert not list(tmp_path.iterdir())  # a process that is killed leaves nothing
     run.close()
-    assert not list(tmp_path.iterdir())
+    assert f"{tmp_path}/" not in maps.read_text()
 
 
 @pytest.mark.parametrize(

@@ -34,3 +34,13 @@ def test_two_that_write_one_file_at_once_do_not_mix(tmp_path: Path) -> None:
         assert target.read_bytes() == b"early"
         late.write_bytes(b"late")
     assert target.read_bytes() == b"late"
+
+
+def test_of_a_link_the_file_is_written_that_it_leads_to(tmp_path: Path) -> None:
+    target, link = tmp_path / "elsewhere" / "matrix.npz", tmp_path / "link.npz"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    with whole_file(link) as partial:
+        partial.write_bytes(b"whole")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"whole"
