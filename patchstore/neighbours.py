@@ -34,7 +34,7 @@ def write_neighbours(
     `.parquet` has a row for each neighbour, in the order of patch ids and ranks: `COLUMNS`, written
     in stretches. `.npz` holds `patch_ids` int64 (N,), ascending, and `neighbours` int64 (N, k),
     patch ids again, -1 where there are no more, and `distances` float32 (N, k), NaN there. The file
-    appears under its name when it is whole; until then, a copy of the vectors may take room beside it.
+    appears under its name when it is whole; until then, a copy of the vectors takes room there.
 
     Raises:
         InvalidQuestion: an option out of range.
