@@ -97,14 +97,18 @@ def test_the_lock_of_a_killed_servers_socket_keeps_no_other_from_starting(tmp_pa
         told = url_of(home)
         stranger.kill()
     assert told.returncode == 0, told.stderr
-    db.server.stop_embedded(StoreSettings(home=home))
+    assert "Postgres: stopped" in command(home, "stop", "--force").stderr
 
 
 def url_of(home):
     """`patchstore db url`, in a process of its own."""
-    command = [sys.executable, "-m", "patchstore", "db", "url"]
+    return command(home, "db", "url")
+
+
+def command(home, *words):
     own = {**os.environ, "PATCHSTORE_HOME": str(home)}
-    return subprocess.run(command, env=own, capture_output=True, text=True)
+    line = [sys.executable, "-m", "patchstore", *words]
+    return subprocess.run(line, env=own, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("torn", ["", "\n", "12", "four"])
