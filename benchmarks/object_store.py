@@ -11,6 +11,8 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +57,7 @@ def main() -> None:
     print(table(("read at a time", "pictures/s", "to one at a time"), lines))
 
 
-def fill(files: list[Any]) -> list[Lease]:
+def fill(files: Sequence[Path]) -> list[Lease]:
     """Puts pictures into a bucket; returns leases of them."""
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")

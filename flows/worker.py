@@ -53,7 +53,7 @@ def run_worker(pool: str, limit: int, *, healthcheck: bool = False) -> None:
     with prefect_api() as client:
         ensure_pool(client, pool)
         ensure_crash_detection(client, FlowSettings().crashed_after_s)
-    _skip(pool)
+        skip_missed(client, pool)
     try:
         asyncio.run(_work(pool, limit, healthcheck))
     except asyncio.CancelledError:

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal, cast, get_args
@@ -59,19 +59,19 @@ def parse_tokens(text: str) -> list[Token]:
     return list(tokens.values())
 
 
-def expired(tokens: Sequence[Token]) -> Iterator[tuple[int, str]]:
-    """Which entries open nothing any more, and when their time ended, in words."""
-    for number, token in enumerate(tokens, start=1):
-        if ended := token.ended:
-            yield number, ended
+def expired(tokens: Sequence[Token]) -> list[str]:
+    """Which tokens' time has ended, a line each."""
+    return [
+        f"entry {number} of PATCHSTORE_API_TOKENS opens nothing: its time ended at {ended}"
+        for number, token in enumerate(tokens, start=1)
+        if (ended := token.ended)
+    ]
 
 
 def warn_of_expired(tokens: Sequence[Token]) -> None:
     """Tells the log of tokens whose time has ended."""
-    for number, ended in expired(tokens):
-        logger.warning(
-            "entry %d of PATCHSTORE_API_TOKENS opens nothing: its time ended at %s", number, ended
-        )
+    for line in expired(tokens):
+        logger.warning("%s", line)
 
 
 def _parse(entry: str, number: int) -> Token:

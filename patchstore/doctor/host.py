@@ -70,10 +70,10 @@ def check_tokens() -> Iterator[Finding]:
     except PatchstoreError as error:
         yield problem("tokens", str(error), "patchstore serve does not start")
         return
-    for number, ended in expired(tokens):
-        text = f"entry {number} of PATCHSTORE_API_TOKENS opens nothing: its time ended at {ended}"
-        yield warning("tokens", text, "take it away, or give another")
-    if not any(expired(tokens)):
+    lines = expired(tokens)
+    for line in lines:
+        yield warning("tokens", line, "take it away, or give another")
+    if not lines:
         yield ok("tokens", f"{len(tokens)}" if tokens else "none: serve is for this machine only")
 
 

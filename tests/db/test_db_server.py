@@ -44,9 +44,8 @@ def test_whose_store_is_in_it_uses_it_until_they_end(server, home):
     settings = StoreSettings(home=home)
     assert not is_in_use(StoreSettings(home=home / "nowhere"))
     assert not is_in_use(settings)
-    code = f"from db.server import _start_embedded; _start_embedded(Path({str(home)!r}))"
     user = subprocess.Popen(
-        [sys.executable, "-c", f"from pathlib import Path; {code}; print(); input()"],
+        [sys.executable, "-c", f"{start_in(home)}; print(); input()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -100,6 +99,14 @@ def test_the_lock_of_a_killed_servers_socket_keeps_no_other_from_starting(tmp_pa
     assert "Postgres: stopped" in command(home, "stop", "--force").stderr
 
 
+def start_in(home):
+    """The code of a process that has its store there."""
+    return (
+        "from pathlib import Path; from db.server import _start_embedded; "
+        f"_start_embedded(Path({str(home)!r}))"
+    )
+
+
 def url_of(home):
     """`patchstore db url`, in a process of its own."""
     return command(home, "db", "url")
@@ -125,10 +132,7 @@ def test_a_first_command_that_is_killed_leaves_a_home_in_which_the_next_one_star
 ):
     home = tmp_path_factory.mktemp("killed")
     home.chmod(0o700)
-    code = f"from db.server import _start_embedded; _start_embedded(Path({str(home)!r}))"
-    first = subprocess.Popen(
-        [sys.executable, "-c", f"from pathlib import Path; {code}"], start_new_session=True
-    )
+    first = subprocess.Popen([sys.executable, "-c", start_in(home)], start_new_session=True)
     while not list(home.glob("postgres*/PG_VERSION")):  # of which initdb writes more for seconds
         assert first.poll() is None
         time.sleep(0.001)

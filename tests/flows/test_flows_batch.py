@@ -110,10 +110,9 @@ def test_a_source_that_is_gone_is_to_blame_and_not_its_files(
     folder: Path, paint: Paint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = Batch(1, [lease_of(paint(f"{n}.png", n), n) for n in range(9)])
-    source, reads = FolderSource(folder), []
+    source = FolderSource(folder)
 
     def broken(_source: FolderSource, uri: str, _max_pixels: int) -> BytesIO:
-        reads.append(uri)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(FolderSource, "read", broken)
